@@ -23,6 +23,7 @@ pub type Fut<'a, T> = LocalBoxFuture<'a, T>;
 
 /// One change of a transaction. Operations of one transaction are applied in order.
 #[derive(Clone, Debug)]
+#[allow(missing_docs, reason = "the text of each operation names its fields")]
 pub enum Op {
     /// A new object with these attributes (`size`, `allocated_bytes` and `version` are ignored). `Exists` if it is there.
     Create { fid: Fid, attr: Attr },
