@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod bdev;
+pub mod engine;
+pub mod format;
 pub mod store;
 
 pub use store::{Op, Store, StoreError, Transaction, Transno};
