@@ -12,6 +12,19 @@ pub struct Time {
     pub nanoseconds: u32,
 }
 
+impl Time {
+    /// Nanoseconds since the epoch, 0 before it; saturates in the year 2554.
+    pub fn to_ns(self) -> u64 {
+        let seconds = u64::try_from(self.seconds).unwrap_or(0);
+        seconds.saturating_mul(1_000_000_000).saturating_add(u64::from(self.nanoseconds))
+    }
+
+    /// Inverse of [`Time::to_ns`].
+    pub fn from_ns(ns: u64) -> Time {
+        Time { seconds: (ns / 1_000_000_000) as i64, nanoseconds: (ns % 1_000_000_000) as u32 }
+    }
+}
+
 /// File type bits of `mode` (`<sys/stat.h>`).
 pub mod mode {
     /// Mask of the type.
@@ -53,7 +66,9 @@ pub struct Attr {
     pub nlink: u32,
     /// Inode flags.
     pub flags: u32,
-    /// Device number of character and block devices, as in `dev_t`.
+    /// Device number of character and block devices, as in `dev_t`. On an MDT inode of a regular file: when `mtime` was
+    /// last set there on purpose (create, utimens, O_TRUNC), [`Time::to_ns`]; link, rename, chmod and xattrs leave it. A
+    /// client that merges times needs it, because those move `ctime` and say nothing about `mtime`.
     pub rdev: u64,
     /// Bytes. On an MDT inode of a striped file: a hint only, the OSTs know.
     pub size: u64,

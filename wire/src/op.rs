@@ -84,7 +84,8 @@ pub mod io_flags {
     pub const GRANTED: u16 = 2;
 }
 
-/// SPACE: punch, allocate, zero, truncate.
+/// SPACE: punch, allocate, zero, truncate. There is no room for a cookie: the server locks for it, and the locks of the
+/// calling client are not in the way (nor are they revoked); our client holds a write lock over the range when it calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct ObjectSpace {
