@@ -8,6 +8,7 @@
 pub mod bdev;
 pub mod engine;
 pub mod format;
+pub mod model;
 pub mod store;
 
 pub use store::{Op, Store, StoreError, Transaction, Transno};

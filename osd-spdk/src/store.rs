@@ -18,6 +18,17 @@ use nacre_wire::{Attr, AttrPatch, Fid, Status};
 /// Sequence number of a transaction; starts at 1 and never goes back, not even over a restart.
 pub type Transno = u64;
 
+/// Largest size of an object: `off_t` holds it.
+pub const OBJECT_BYTES_MAX: u64 = i64::MAX as u64;
+/// Longest key of an index object, bytes.
+pub const KEY_BYTES_MAX: usize = 1024;
+/// Longest value of a key or an extended attribute, bytes.
+pub const VALUE_BYTES_MAX: usize = 65536;
+/// Longest name of an extended attribute, bytes.
+pub const XATTR_NAME_BYTES_MAX: usize = 255;
+/// Longest label, bytes.
+pub const LABEL_BYTES_MAX: usize = 2048;
+
 /// A future of this reactor.
 pub type Fut<'a, T> = LocalBoxFuture<'a, T>;
 
@@ -50,6 +61,43 @@ pub enum Op {
     Put { index: Fid, key: Vec<u8>, value: Vec<u8> },
     /// Removes a key; none there is no error.
     Delete { index: Fid, key: Vec<u8> },
+}
+
+impl Op {
+    /// The object that the operation changes.
+    pub fn fid(&self) -> Fid {
+        match self {
+            Op::Create { fid, .. }
+            | Op::Destroy { fid }
+            | Op::SetAttr { fid, .. }
+            | Op::Write { fid, .. }
+            | Op::Truncate { fid, .. }
+            | Op::Punch { fid, .. }
+            | Op::Allocate { fid, .. }
+            | Op::Zero { fid, .. }
+            | Op::SetXattr { fid, .. }
+            | Op::RemoveXattr { fid, .. } => *fid,
+            Op::Put { index, .. } | Op::Delete { index, .. } => *index,
+        }
+    }
+
+    /// What error messages call it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Create { .. } => "create",
+            Op::Destroy { .. } => "destroy",
+            Op::SetAttr { .. } => "set attributes",
+            Op::Write { .. } => "write",
+            Op::Truncate { .. } => "truncate",
+            Op::Punch { .. } => "punch",
+            Op::Allocate { .. } => "allocate",
+            Op::Zero { .. } => "zero",
+            Op::SetXattr { .. } => "set xattr",
+            Op::RemoveXattr { .. } => "remove xattr",
+            Op::Put { .. } => "put",
+            Op::Delete { .. } => "delete",
+        }
+    }
 }
 
 /// Changes that happen together.
