@@ -1,1 +1,2 @@
+//! Metadata target.
 #![forbid(unsafe_code)]

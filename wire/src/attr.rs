@@ -101,6 +101,8 @@ pub struct AttrPatch {
     pub nlink: Option<u32>,
     /// Inode flags.
     pub flags: Option<u32>,
+    /// See [`Attr::rdev`]. Kept by the MDT; refused from clients.
+    pub rdev: Option<u64>,
     /// Bytes; sets the recorded size only. Cutting data off is a truncate.
     pub size: Option<u64>,
     /// Last read.
@@ -127,6 +129,6 @@ impl Attr {
         macro_rules! take {
             ($($field:ident),*) => { $(if let Some(value) = patch.$field { self.$field = value; })* };
         }
-        take!(mode, uid, gid, projid, nlink, flags, size, atime, mtime, ctime);
+        take!(mode, uid, gid, projid, nlink, flags, rdev, size, atime, mtime, ctime);
     }
 }
