@@ -32,9 +32,14 @@ impl DmaBuf {
         DmaBuf { start, len, capacity }
     }
 
+    /// `len` bytes of any content: what an earlier buffer left, or zeros. For buffers that are filled before they are read.
+    pub fn uncleared(len: usize) -> DmaBuf {
+        DmaBuf::zeroed(len)
+    }
+
     /// A copy of `bytes`.
     pub fn copy_from(bytes: &[u8]) -> DmaBuf {
-        let mut buf = DmaBuf::zeroed(bytes.len());
+        let mut buf = DmaBuf::uncleared(bytes.len());
         buf.copy_from_slice(bytes);
         buf
     }

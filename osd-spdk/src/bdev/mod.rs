@@ -1,10 +1,24 @@
 //! `Bdev`: a block device, whatever is under it. Names and parameters are SPDK's.
+//!
+//! ```text
+//!  engine ──► Bdev ──► delay, error ──► malloc · uring · null · recording
+//! ```
+//!
+//! A backend validates a call ([`BdevInfo::check`]) and starts it before it returns; the future only waits.
+
+mod image;
+pub mod malloc;
+pub mod null;
+pub mod uring;
 
 use std::fmt;
 use std::rc::Rc;
 
+use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use nacre_reactor::{Bytes, DmaBuf};
+use nacre_wire::Uuid;
+use serde::{Deserialize, Deserializer};
 
 /// What a device is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +27,8 @@ pub struct BdevInfo {
     pub name: String,
     /// Which backend, as SPDK's `product_name`: `Malloc disk`, `URING bdev`.
     pub product: &'static str,
+    /// Identity; [`Uuid::NIL`] when nobody gave it one.
+    pub uuid: Uuid,
     /// Logical block, bytes: 512 or 4096.
     pub block_bytes: u32,
     /// Number of logical blocks.
@@ -29,6 +45,41 @@ impl BdevInfo {
     /// Size of the device.
     pub fn bytes(&self) -> u64 {
         self.blocks * u64::from(self.block_bytes)
+    }
+
+    /// Whether a range is one of this device: whole blocks, inside.
+    pub fn check(&self, op: &'static str, offset: u64, length: u64) -> Result<(), BdevError> {
+        let block = u64::from(self.block_bytes);
+        if !offset.is_multiple_of(block) || !length.is_multiple_of(block) {
+            return Err(self.error(BdevErrorKind::Misaligned, op, offset, None));
+        }
+        if offset.checked_add(length).is_none_or(|end| end > self.bytes()) {
+            return Err(self.error(BdevErrorKind::OutOfRange, op, offset, None));
+        }
+        Ok(())
+    }
+
+    /// As [`BdevInfo::check`], for the buffers of a write; answers with their length.
+    pub fn check_write(&self, offset: u64, data: &[Bytes]) -> Result<u64, BdevError> {
+        for bytes in data {
+            if !bytes.len().is_multiple_of(self.block_bytes as usize) {
+                return Err(self.error(BdevErrorKind::Misaligned, "write", offset, None));
+            }
+        }
+        let length = data.iter().map(|bytes| bytes.len() as u64).sum();
+        self.check("write", offset, length)?;
+        Ok(length)
+    }
+
+    /// An error of this device.
+    pub fn error(
+        &self,
+        kind: BdevErrorKind,
+        op: &'static str,
+        offset: u64,
+        source: Option<std::io::Error>,
+    ) -> BdevError {
+        BdevError { kind, bdev: self.name.clone(), op, offset, source }
     }
 }
 
@@ -98,7 +149,11 @@ impl fmt::Display for BdevError {
             BdevErrorKind::Misaligned => "not aligned to the logical block",
             BdevErrorKind::OutOfRange => "beyond the end of the device",
         };
-        write!(f, "bdev \"{}\": {} at byte {}: {what}", self.bdev, self.op, self.offset)?;
+        write!(f, "bdev \"{}\": ", self.bdev)?;
+        match self.kind {
+            BdevErrorKind::Open => f.write_str(what)?,
+            _ => write!(f, "{} at byte {}: {what}", self.op, self.offset)?,
+        }
         if let Some(source) = &self.source {
             write!(f, " ({source})")?;
         }
@@ -109,5 +164,70 @@ impl fmt::Display for BdevError {
 impl std::error::Error for BdevError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_ref().map(|source| source as _)
+    }
+}
+
+/// What every operation answers with.
+pub type BdevFuture<T> = LocalBoxFuture<'static, Result<T, BdevError>>;
+
+/// An answer that is known already.
+pub fn ready<T: 'static>(result: Result<T, BdevError>) -> BdevFuture<T> {
+    std::future::ready(result).boxed_local()
+}
+
+/// Checks the shape that `bdev_*_create` was asked for.
+fn check_shape(bdev: &str, block_bytes: u32, blocks: u64) -> Result<(), BdevError> {
+    let wrong = |what: String| BdevError {
+        kind: BdevErrorKind::Open,
+        bdev: bdev.to_owned(),
+        op: "create",
+        offset: 0,
+        source: Some(std::io::Error::new(std::io::ErrorKind::InvalidInput, what)),
+    };
+    if ![512, 4096].contains(&block_bytes) {
+        return Err(wrong(format!("block_size is {block_bytes}, not 512 or 4096")));
+    }
+    if blocks == 0 || blocks.checked_mul(u64::from(block_bytes)).is_none_or(|bytes| bytes > i64::MAX as u64) {
+        return Err(wrong(format!("num_blocks is {blocks}; a device has 1 block to 2^63 bytes")));
+    }
+    Ok(())
+}
+
+/// A UUID as the configuration writes it.
+fn uuid_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Uuid>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    text.map(|text| text.parse().map_err(serde::de::Error::custom)).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_and_messages() {
+        let info = BdevInfo {
+            name: "Malloc0".to_owned(),
+            product: "Malloc disk",
+            uuid: Uuid::NIL,
+            block_bytes: 512,
+            blocks: 8,
+            atomic_bytes: 512,
+            volatile_cache: false,
+            unmap: true,
+        };
+        info.check("read", 0, 4096).unwrap();
+        info.check("read", 4096, 0).unwrap();
+        let kind = |offset, length| info.check("read", offset, length).unwrap_err().kind;
+        assert_eq!(kind(1, 512), BdevErrorKind::Misaligned);
+        assert_eq!(kind(512, 4096), BdevErrorKind::OutOfRange);
+        assert_eq!(kind(u64::MAX - 511, 512), BdevErrorKind::OutOfRange);
+        let error = info.check("read", 512, 4096).unwrap_err();
+        assert_eq!(error.to_string(), "bdev \"Malloc0\": read at byte 512: beyond the end of the device");
+        let two = [Bytes::from_static(&[0; 100]), Bytes::from_static(&[0; 412])];
+        assert_eq!(
+            info.check_write(0, &two).unwrap_err().kind,
+            BdevErrorKind::Misaligned,
+            "each buffer is whole blocks"
+        );
     }
 }

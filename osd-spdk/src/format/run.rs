@@ -73,10 +73,8 @@ impl RunHandle {
         let (record, rest) = HandleRecord::read_from_prefix(input).ok()?;
         let count = usize::from(record.extents.get());
         let (extents, rest) = <[ExtentRecord]>::ref_from_prefix_with_elems(rest, count).ok()?;
-        let extents: Vec<Extent> = extents
-            .iter()
-            .map(|extent| Extent { offset: extent.offset.get(), length: extent.length.get() })
-            .collect();
+        let extents: Vec<Extent> =
+            extents.iter().map(|extent| Extent { offset: extent.offset.get(), length: extent.length.get() }).collect();
         let handle = RunHandle {
             id: record.id.get(),
             sequence_first: record.sequence_first.get(),
@@ -97,8 +95,8 @@ impl RunHandle {
             }
             room = room.checked_add(extent.length)?;
         }
-        let footer_fits = handle.footer_offset < handle.bytes
-            && handle.bytes - handle.footer_offset <= BLOCK_STORED_BYTES_MAX as u64;
+        let footer_fits =
+            handle.footer_offset < handle.bytes && handle.bytes - handle.footer_offset <= BLOCK_STORED_BYTES_MAX as u64;
         let sensible = record.reserved == 0
             && handle.sequence_first <= handle.sequence_last
             && handle.tombstones <= handle.keys
