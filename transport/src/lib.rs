@@ -9,11 +9,16 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use futures_util::future::LocalBoxFuture;
-use nacre_reactor::Bytes;
+use nacre_reactor::{Bytes, DmaBuf};
 use nacre_wire::ldlm::Event;
 use nacre_wire::op::Opcode;
 use nacre_wire::{Nid, Status, Uuid};
 use tokio::sync::Notify;
+
+pub mod host;
+pub mod local;
+pub mod stubs;
+pub mod target;
 
 /// One command, on its way to a service.
 #[derive(Clone, Debug)]
@@ -31,7 +36,7 @@ pub struct Call {
 /// A command's success.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
-    /// The 64-bit result of the completion.
+    /// The 64-bit result of the completion. For an RPC: the target's last committed transaction, 0 where there is none.
     pub result: u64,
     /// Data for the caller. For an RPC: the reply body.
     pub data: Bytes,
@@ -43,6 +48,12 @@ pub enum CallError {
     /// The service said no.
     #[error("{0}")]
     Status(Status),
+    /// It was done, but the answer is larger than `reply_bytes_max`: ask again (RPCs: with the same xid) with this much.
+    #[error("the reply needs {bytes} bytes")]
+    ReplyTooLarge {
+        /// What the answer takes.
+        bytes: u32,
+    },
     /// The link ended before the answer came: it may have been done or not.
     #[error("the connection was lost")]
     Lost,
@@ -141,6 +152,13 @@ pub trait Link {
     /// Sends a command and waits for its completion. Dropping the future abandons the answer; the command runs on.
     fn call(&self, call: Call) -> LocalBoxFuture<'static, Result<Answer, CallError>>;
 
+    /// Like [`Link::call`]; the command's data is `call.data` followed by `more`. Transports that can, send the pieces from
+    /// where they are; the service sees one buffer.
+    fn call_gather(&self, mut call: Call, more: Vec<Bytes>) -> LocalBoxFuture<'static, Result<Answer, CallError>> {
+        call.data = gather(call.data, &more);
+        self.call(call)
+    }
+
     /// The next events of the service, in order, each once. Waits; `Lost` when the link ends.
     fn events(&self) -> LocalBoxFuture<'static, Result<Vec<Event>, CallError>>;
 
@@ -152,6 +170,20 @@ pub trait Link {
 
     /// Largest data of one command either way, bytes.
     fn data_bytes_max(&self) -> u32;
+}
+
+/// `head` and `more` as one page-aligned buffer; without a copy when there is nothing to join.
+fn gather(head: Bytes, more: &[Bytes]) -> Bytes {
+    if more.iter().all(Bytes::is_empty) {
+        return head;
+    }
+    let mut whole = DmaBuf::zeroed(head.len() + more.iter().map(Bytes::len).sum::<usize>());
+    let mut at = 0;
+    for piece in std::iter::once(&head).chain(more) {
+        whole[at..at + piece.len()].copy_from_slice(piece);
+        at += piece.len();
+    }
+    whole.freeze()
 }
 
 /// Opens links. One for TCP, one inside a process (which the simulator injects faults into).

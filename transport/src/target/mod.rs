@@ -1,0 +1,3 @@
+//! The side that serves.
+
+pub mod dispatch;
