@@ -225,6 +225,8 @@ impl Namespace {
             return self.enqueue_flock(now, xid, request, flock, out);
         }
         let exact = request.flags.intersects(EnqueueFlags::EXACT);
+        // Only what is held can be given in exchange.
+        let replaced = self.held(client, request.replaces).filter(|(at, _)| *at == request.resource);
         let lock = Lock {
             cookie: 0,
             client,
@@ -232,7 +234,7 @@ impl Namespace {
             mode: request.mode,
             policy: request.policy,
             grows: !exact && matches!(request.policy, Policy::Extent { .. }),
-            replaces: request.replaces,
+            replaces: replaced.map_or(0, |(_, lock)| lock.cookie),
             xid,
             by_event: false,
             revoked: None,
@@ -588,7 +590,12 @@ impl Namespace {
             if flags.contains(EnqueueFlags::TEST) {
                 return Enqueued::Granted(Granted { cookie: 0, mode: lock.mode, policy: lock.policy });
             }
-            return Enqueued::Granted(self.grant_new(resource, lock));
+            let granted = self.grant_new(resource, lock);
+            if lock.replaces != 0 {
+                // The new lock may leave room that the old one did not.
+                self.reprocess(now, resource, out);
+            }
+            return Enqueued::Granted(granted);
         };
         if flags.contains(EnqueueFlags::TEST) {
             return Enqueued::Conflict(blocker);
@@ -653,6 +660,9 @@ impl Namespace {
             self.stats.waiting -= 1;
             let granted = self.place(resource, Lock { by_event: true, ..lock });
             out.push(Action::Grant { client: lock.client, granted, resource });
+            if lock.replaces != 0 {
+                at = 0;
+            }
         }
         self.reprocess_flocks(resource, out);
         self.drop_if_idle(resource);
