@@ -1,5 +1,7 @@
 //! What is on the disk, and nothing else: types, encoding, checks. `docs/disk.md` has the words.
 
+pub mod block;
+pub mod filter;
 pub mod log;
 pub mod object;
 pub mod root;
