@@ -116,8 +116,10 @@ impl OstClient {
     }
 
     /// Writes many ranges of many objects; `flags` are [`nacre_wire::op::io_flags`]. More than fits one command is divided over
-    /// several, in order. After an error the caller does not know which ranges were written.
-    pub async fn mwrite(&self, ranges: Vec<WriteRange>, flags: u16) -> Result<(), ImportError> {
+    /// several, in order. After an error the caller does not know which ranges were written. Answers by how many bytes the
+    /// space granted to this session has changed.
+    pub async fn mwrite(&self, ranges: Vec<WriteRange>, flags: u16) -> Result<i64, ImportError> {
+        let mut grant_delta_bytes = 0;
         let mut rest = ranges.into_iter().peekable();
         while rest.peek().is_some() {
             let mut batch = Vec::new();
@@ -133,9 +135,10 @@ impl OstClient {
                     rest.next();
                 }
             }
-            self.mwrite_once(&batch, flags).await?;
+            let answer = self.mwrite_once(&batch, flags).await?;
+            grant_delta_bytes += i64::from((answer.result >> 32) as u32 as i32);
         }
-        Ok(())
+        Ok(grant_delta_bytes)
     }
 
     /// Truncate, punch, allocate, zero.
@@ -247,7 +250,7 @@ impl OstClient {
         self.handles.borrow_mut().remove(&object);
     }
 
-    async fn mwrite_once(&self, batch: &[WriteRange], flags: u16) -> Result<(), ImportError> {
+    async fn mwrite_once(&self, batch: &[WriteRange], flags: u16) -> Result<Answer, ImportError> {
         let table_bytes = size_of::<MwriteEntry>() * batch.len();
         let bytes: usize = batch.iter().map(data_bytes).sum();
         // A large write is worth a gap that brings its bytes to a page boundary in the server's buffer.
@@ -283,8 +286,7 @@ impl OstClient {
             let call = object_call(Opcode::Mwrite, &head, table.freeze(), 0);
             self.import.object_call(generation, call, pieces.clone()).await
         })
-        .await?;
-        Ok(())
+        .await
     }
 
     async fn object_io(
