@@ -132,6 +132,11 @@ pub trait KernelCache {
     /// Forget the attributes of an inode.
     async fn invalidate_attr(&self, fid: Fid);
     /// Write back and forget data in a byte range, and the attributes.
+    ///
+    /// A kernel waits here for pages that are just being read or written back ([`FileSystem::read`], and
+    /// [`FileSystem::write`] with [`WriteMode::from_cache`]). So until this completes, such calls for the range go on
+    /// under the lock that is about to be given up: they must not wait for a new one, which would wait for this. A read
+    /// that used the old lock completes before this does; what it filled is dropped again.
     async fn invalidate_data(&self, fid: Fid, range: Range<u64>);
     /// Ask again for every name (a name went or changed its meaning somewhere).
     async fn invalidate_names(&self);
