@@ -96,6 +96,23 @@ pub fn fallocate(fd: &Rc<OwnedFd>, mode: FallocateMode, offset: u64, length: u64
     start(fd, Payload::Fallocate { mode: mode.flags(), offset, length })
 }
 
+/// Waits. On a reactor short times are kept to the microsecond (tokio's timer has milliseconds); elsewhere it is tokio's.
+pub async fn sleep(duration: std::time::Duration) {
+    if duration < SHORT_SLEEP_MAX
+        && let Some(ring) = current()
+    {
+        let time = types::Timespec::from(duration);
+        let slot = Slot { fd: None, payload: Payload::Sleep(Box::new(time)), done: 0, state: SlotState::Waiting(None) };
+        let index = ring.queue(slot);
+        let slept = Operation::<()> { state: OperationState::Queued(ring, index), answer: std::marker::PhantomData };
+        if slept.await.is_ok() {
+            return;
+        }
+        // The kernel was out of memory for it.
+    }
+    tokio::time::sleep(duration).await;
+}
+
 /// An operation under way; waits for its answer.
 #[must_use = "without its answer nobody knows whether the operation succeeded"]
 pub struct Operation<T> {
@@ -163,7 +180,7 @@ impl Answer for DmaBuf {
 fn start<T>(fd: &Rc<OwnedFd>, payload: Payload) -> Operation<T> {
     match current() {
         Some(ring) => {
-            let slot = ring.queue(Slot { fd: fd.clone(), payload, done: 0, state: SlotState::Waiting(None) });
+            let slot = ring.queue(Slot { fd: Some(fd.clone()), payload, done: 0, state: SlotState::Waiting(None) });
             Operation { state: OperationState::Queued(ring, slot), answer: std::marker::PhantomData }
         }
         None => Operation::failed(io::Error::new(
@@ -209,7 +226,8 @@ struct Inner {
 }
 
 struct Slot {
-    fd: Rc<OwnedFd>,
+    /// `None` for a sleep.
+    fd: Option<Rc<OwnedFd>>,
     payload: Payload,
     /// Bytes transferred so far.
     done: usize,
@@ -226,6 +244,8 @@ enum Payload {
     Read { buf: DmaBuf, offset: u64 },
     Write { _data: Vec<Bytes>, vectors: Vec<IoVector>, next: usize, offset: u64, remaining: usize },
     Sync { flags: types::FsyncFlags },
+    // Boxed: slots move.
+    Sleep(Box<types::Timespec>),
     Fallocate { mode: i32, offset: u64, length: u64 },
 }
 
@@ -504,7 +524,7 @@ enum Progress {
 impl Slot {
     /// The submission for what is left.
     fn entry(&mut self) -> squeue::Entry {
-        let fd = types::Fd(self.fd.as_raw_fd());
+        let fd = types::Fd(self.fd.as_ref().map_or(-1, |fd| fd.as_raw_fd()));
         match &mut self.payload {
             Payload::Read { buf, offset } => {
                 let rest = &mut buf[self.done..];
@@ -521,6 +541,7 @@ impl Slot {
                     _ => opcode::Writev::new(fd, rest.as_ptr().cast(), rest.len() as u32).offset(offset).build(),
                 }
             }
+            Payload::Sleep(time) => opcode::Timeout::new(&**time).build(),
             Payload::Sync { flags } => opcode::Fsync::new(fd).flags(*flags).build(),
             Payload::Fallocate { mode, offset, length } => {
                 opcode::Fallocate::new(fd, *length).offset(*offset).mode(*mode).build()
@@ -534,6 +555,8 @@ impl Slot {
             let error = io::Error::from_raw_os_error(-result);
             return match rustix::io::Errno::from_raw_os_error(-result) {
                 rustix::io::Errno::INTR | rustix::io::Errno::AGAIN => Progress::Again,
+                // So a timeout says that the time is over.
+                rustix::io::Errno::TIME => Progress::Done(Ok(())),
                 _ => Progress::Done(Err(error)),
             };
         }
@@ -565,7 +588,7 @@ impl Slot {
                     return Progress::Again;
                 }
             }
-            Payload::Sync { .. } | Payload::Fallocate { .. } => {}
+            Payload::Sleep(_) | Payload::Sync { .. } | Payload::Fallocate { .. } => {}
         }
         Progress::Done(Ok(()))
     }
@@ -573,6 +596,8 @@ impl Slot {
 
 /// IORING_ENTER_GETEVENTS (io_uring_enter(2)).
 const ENTER_GETEVENTS: u32 = 1;
+/// A stopping reactor waits for sleeps of the ring.
+const SHORT_SLEEP_MAX: std::time::Duration = std::time::Duration::from_millis(20);
 /// More would not fit the length of a submission; the rest is continued.
 const TRANSFER_BYTES_MAX: usize = 1 << 30;
 
@@ -701,7 +726,7 @@ mod tests {
         let vectors = data.iter().map(|bytes| IoVector { base: bytes.as_ptr(), len: bytes.len() }).collect();
         let middle = data[1].as_ptr().wrapping_add(5);
         let payload = Payload::Write { _data: data, vectors, next: 0, offset: 0, remaining: 60 };
-        let mut slot = Slot { fd: file(), payload, done: 0, state: SlotState::Waiting(None) };
+        let mut slot = Slot { fd: Some(file()), payload, done: 0, state: SlotState::Waiting(None) };
         assert!(matches!(slot.advance(15), Progress::Again));
         match &slot.payload {
             Payload::Write { vectors, next, remaining, .. } => {

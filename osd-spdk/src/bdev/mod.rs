@@ -6,9 +6,13 @@
 //!
 //! A backend validates a call ([`BdevInfo::check`]) and starts it before it returns; the future only waits.
 
+pub mod delay;
+pub mod error;
 mod image;
 pub mod malloc;
 pub mod null;
+pub mod recording;
+pub mod registry;
 pub mod uring;
 
 use std::fmt;
@@ -19,6 +23,8 @@ use futures_util::future::LocalBoxFuture;
 use nacre_reactor::{Bytes, DmaBuf};
 use nacre_wire::Uuid;
 use serde::{Deserialize, Deserializer};
+
+pub use registry::{Registry, RegistryError, Reply, Request};
 
 /// What a device is.
 #[derive(Clone, Debug, PartialEq, Eq)]
