@@ -13,7 +13,8 @@
 //! Events and replies race. A revoke may come before the reply that names the lock: it is kept while an enqueue of that
 //! resource is under way ([`LockCache::enqueue_started`]), and the lock starts its life revoked. A reply may name a lock that
 //! was cancelled after the server wrote it: such a cookie is never taken in again ([`Added::Gone`]). No cookie ever names
-//! two locks.
+//! two locks. A grant by event may even come before the reply that says `waiting`: add it, unused; when that reply comes,
+//! [`LockCache::waited_for`] tells what has become of it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -62,6 +63,17 @@ pub enum Revoked {
     Known,
     /// Nobody here knows it: send the Cancel, so that the server does not wait for it.
     Unknown,
+}
+
+/// Answer to [`LockCache::waited_for`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// The event will come.
+    NotYet,
+    /// It has come: [`LockCache::use_lock`] works.
+    Held,
+    /// It has come, and the lock has been revoked since: enqueue again.
+    Gone,
 }
 
 /// The locks held at one target.
@@ -167,7 +179,18 @@ impl LockCache {
         if awaited.enqueues > 0 {
             return Vec::new();
         }
-        self.awaited.remove(&resource).map(|awaited| awaited.early.into_iter().collect()).unwrap_or_default()
+        let early = self.awaited.remove(&resource).map(|awaited| awaited.early).unwrap_or_default();
+        early.iter().for_each(|cookie| self.gone.insert(*cookie));
+        early.into_iter().collect()
+    }
+
+    /// A reply says that this lock is waited for: whether its grant has come already, as an event.
+    pub fn waited_for(&self, cookie: u64) -> Waited {
+        match self.held.get(&cookie) {
+            Some(held) if held.state != State::Cancelling => Waited::Held,
+            None if !self.gone.contains(cookie) => Waited::NotYet,
+            _ => Waited::Gone,
+        }
     }
 
     /// Takes in a lock that a reply or an event granted; `used`: with one use. A lock already held is kept (and used).
@@ -212,7 +235,11 @@ impl LockCache {
                     awaited.early.insert(cookie);
                     Revoked::Known
                 }
-                None => Revoked::Unknown,
+                None => {
+                    // It will be cancelled: whatever names it later is too late.
+                    self.gone.insert(cookie);
+                    Revoked::Unknown
+                }
             };
         };
         if held.state != State::Held {
@@ -337,10 +364,10 @@ impl Tombstones {
             return;
         }
         self.order.push_back(cookie);
-        if self.order.len() > TOMBSTONES_MAX {
-            if let Some(oldest) = self.order.pop_front() {
-                self.set.remove(&oldest);
-            }
+        if self.order.len() > TOMBSTONES_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.set.remove(&oldest);
         }
     }
 }
@@ -392,6 +419,19 @@ mod tests {
         assert_eq!(cache.add(at(0), OBJECT, lock(8, Mode::Pw), false), Added::Revoked);
         assert!(!cache.use_lock(8));
         assert!(cache.enqueue_ended(OBJECT).is_empty());
+    }
+
+    #[test]
+    fn a_grant_before_the_reply_that_says_waiting() {
+        let mut cache = LockCache::default();
+        cache.enqueue_started(OBJECT);
+        assert_eq!(cache.waited_for(3), Waited::NotYet);
+        cache.add(at(0), OBJECT, lock(3, Mode::Pw), false);
+        assert_eq!(cache.waited_for(3), Waited::Held);
+        assert_eq!(cache.begin_revoke(OBJECT, 3), Revoked::CancelNow);
+        assert_eq!(cache.waited_for(3), Waited::Gone);
+        cache.remove(3);
+        assert_eq!(cache.waited_for(3), Waited::Gone);
     }
 
     #[test]

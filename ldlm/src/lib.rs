@@ -23,4 +23,4 @@ pub mod policy;
 
 pub use cache::LockCache;
 pub use flock::FlockTable;
-pub use namespace::{Action, ClientId, Enqueued, Limits, Namespace};
+pub use namespace::{Action, ClientId, Enqueued, Limits, LocalRequest, Namespace};

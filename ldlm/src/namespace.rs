@@ -111,6 +111,21 @@ pub enum Enqueued {
     Conflict(Granted),
 }
 
+/// What an operation of the server asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalRequest {
+    /// Where.
+    pub resource: Fid,
+    /// Strength.
+    pub mode: Mode,
+    /// Extent; no flock.
+    pub policy: Policy,
+    /// The client whose own locks do not conflict.
+    pub on_behalf_of: Option<ClientId>,
+    /// NOWAIT or TEST.
+    pub flags: EnqueueFlags,
+}
+
 /// Counters, for people.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -250,13 +265,10 @@ impl Namespace {
     pub fn enqueue_local(
         &mut self,
         now: Duration,
-        resource: Fid,
-        mode: Mode,
-        policy: Policy,
-        on_behalf_of: Option<ClientId>,
-        flags: EnqueueFlags,
+        request: LocalRequest,
         out: &mut Vec<Action>,
     ) -> Enqueued {
+        let LocalRequest { resource, mode, policy, on_behalf_of, flags } = request;
         self.stats.enqueues += 1;
         if !policy::is_valid(&policy) || matches!(policy, Policy::Flock { .. }) {
             return Enqueued::Refused(Status::EINVAL);
@@ -358,10 +370,10 @@ impl Namespace {
 
     /// The client works under this lock: a revoke that it has not answered is not held against it yet.
     pub fn prolong(&mut self, now: Duration, client: ClientId, cookie: u64) {
-        if let Some((holder, since)) = self.revoking.get_mut(&cookie) {
-            if *holder == client {
-                *since = now;
-            }
+        if let Some((holder, since)) = self.revoking.get_mut(&cookie)
+            && *holder == client
+        {
+            *since = now;
         }
     }
 
@@ -455,10 +467,11 @@ impl Namespace {
             by_event: false,
             revoked: None,
         };
-        if let Some(there) = self.resources.get(&resource) {
-            if there.granted.iter().any(|held| held.client != client && conflicts(held, &replayed)) {
-                return Err(Status::ESTALE);
-            }
+        let there = self.resources.get(&resource);
+        if there.is_some_and(|there| {
+            there.granted.iter().any(|held| held.client != client && conflicts(held, &replayed))
+        }) {
+            return Err(Status::ESTALE);
         }
         self.remember(client, lock.cookie, resource);
         self.resources.entry(resource).or_default().granted.push(replayed);

@@ -52,8 +52,8 @@ impl Bench {
     }
 
     fn local(&mut self, resource: Fid, mode: Mode, policy: Policy, behalf: Option<ClientId>) -> Enqueued {
-        let flags = EnqueueFlags::empty();
-        self.locks.enqueue_local(self.now, resource, mode, policy, behalf, flags, &mut self.out)
+        let request = LocalRequest { resource, mode, policy, on_behalf_of: behalf, flags: EnqueueFlags::empty() };
+        self.locks.enqueue_local(self.now, request, &mut self.out)
     }
 
     fn cancel(&mut self, client: ClientId, cookie: u64) {
@@ -405,7 +405,7 @@ proptest! {
         let mut clients: BTreeMap<u64, (ClientId, Fid)> = BTreeMap::new();
         let mut locals: BTreeMap<u64, Fid> = BTreeMap::new();
         let mut waiting: BTreeSet<u64> = BTreeSet::new();
-        let mut learn = |answer: Enqueued, waiting: &mut BTreeSet<u64>| match answer {
+        let learn = |answer: Enqueued, waiting: &mut BTreeSet<u64>| match answer {
             Enqueued::Granted(granted) => Some(granted.cookie),
             Enqueued::Waiting { cookie } => { waiting.insert(cookie); Some(cookie) }
             _ => None,
@@ -427,9 +427,10 @@ proptest! {
                 }
                 Step::Local { resource, mode, behalf } => {
                     let resource = Fid::new(5, resource);
-                    let behalf = (behalf != 0).then_some(ClientId(behalf));
-                    let all = extent(0, u64::MAX);
-                    let answer = locks.enqueue_local(now, resource, mode, all, behalf, EnqueueFlags::empty(), &mut out);
+                    let on_behalf_of = (behalf != 0).then_some(ClientId(behalf));
+                    let (policy, flags) = (extent(0, u64::MAX), EnqueueFlags::empty());
+                    let request = LocalRequest { resource, mode, policy, on_behalf_of, flags };
+                    let answer = locks.enqueue_local(now, request, &mut out);
                     if let Some(cookie) = learn(answer, &mut waiting) {
                         locals.insert(cookie, resource);
                     }

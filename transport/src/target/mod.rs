@@ -1,3 +1,4 @@
 //! The side that serves.
 
 pub mod dispatch;
+pub mod locks;
