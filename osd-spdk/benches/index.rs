@@ -23,7 +23,7 @@ fn main() {
 }
 
 async fn measure(creates: u32) {
-    let io = Rc::new(Memory::default());
+    let io = Rc::new(Memory::of(64 << 20 | creates as usize * 512));
     let options = TreeOptions { cache_bytes: 256 << 20, ..TreeOptions::default() };
     let tree = Tree::open(Rc::clone(&io) as Rc<dyn RunIo>, options, &[]).await.expect("an empty tree opens");
     let (mut putting, mut flushing, mut merging) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
@@ -131,8 +131,7 @@ impl Random {
     }
 }
 
-/// A device that grows; what is freed is used again when it fits.
-#[derive(Default)]
+/// A device. What is freed is used again when it fits.
 struct Memory {
     bytes: Rc<RefCell<Vec<u8>>>,
     free: RefCell<Vec<Extent>>,
@@ -141,6 +140,17 @@ struct Memory {
 }
 
 impl Memory {
+    /// All pages are touched here, so that the kernel's zeroing of them is not in the numbers.
+    fn of(bytes: usize) -> Memory {
+        let free = Extent { offset: 0, length: bytes as u64 / RUN_ALIGN_BYTES * RUN_ALIGN_BYTES };
+        Memory {
+            bytes: Rc::new(RefCell::new(vec![0xff; bytes])),
+            free: RefCell::new(vec![free]),
+            reads: Cell::new(0),
+            written: Cell::new(0),
+        }
+    }
+
     fn release(&self, tree: &Tree) {
         for run in tree.take_unused() {
             self.free(&run.extents);
@@ -151,27 +161,23 @@ impl Memory {
 impl RunIo for Memory {
     fn allocate(&self, bytes: u64) -> Fut<'static, Result<Vec<Extent>, StoreError>> {
         let mut free = self.free.borrow_mut();
-        let found = free.iter().position(|extent| extent.length >= bytes);
-        let offset = match found {
-            Some(index) => {
-                let extent = free.swap_remove(index);
-                if extent.length > bytes {
-                    free.push(Extent { offset: extent.offset + bytes, length: extent.length - bytes });
-                }
-                extent.offset
-            }
-            None => {
-                let mut memory = self.bytes.borrow_mut();
-                let end = memory.len();
-                memory.resize(end + bytes as usize, 0);
-                end as u64
-            }
-        };
+        let found = free.iter().position(|extent| extent.length >= bytes).expect("the device is large enough");
+        let Extent { offset, length } = free.swap_remove(found);
+        if length > bytes {
+            free.push(Extent { offset: offset + bytes, length: length - bytes });
+        }
         async move { Ok(vec![Extent { offset, length: bytes }]) }.boxed_local()
     }
 
     fn free(&self, extents: &[Extent]) {
-        self.free.borrow_mut().extend_from_slice(extents);
+        let mut free = self.free.borrow_mut();
+        free.extend_from_slice(extents);
+        free.sort_by_key(|extent| extent.offset);
+        free.dedup_by(|next, extent| {
+            let touch = extent.offset + extent.length == next.offset;
+            extent.length += if touch { next.length } else { 0 };
+            touch
+        });
     }
 
     fn read(&self, extent: Extent) -> Fut<'static, Result<DmaBuf, StoreError>> {
