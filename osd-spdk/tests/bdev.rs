@@ -71,6 +71,20 @@ fn uring_on_a_sparse_and_on_a_reserved_file_in_both_block_sizes() {
     }
 }
 
+/// With `NACRE_TEST_BLOCK_DEVICE` a block device of 8 MiB, which is overwritten:
+/// `truncate -s 8M x.img; losetup -f --show x.img`.
+#[test]
+fn uring_on_a_block_device() {
+    let Some(path) = std::env::var_os("NACRE_TEST_BLOCK_DEVICE") else { return };
+    on_reactor(async {
+        let device: BdevRef = Rc::new(open(Path::new(&path), 0).await.unwrap());
+        device.write_zeroes(0, DEVICE_BYTES).await.unwrap();
+        conforms(device.clone()).await;
+        let error = open(Path::new(&path), 0).await.unwrap_err().to_string();
+        assert!(error.contains("in use"), "{error}");
+    });
+}
+
 #[test]
 fn null_takes_everything_and_keeps_nothing() {
     let params = null::Params { name: "Null0".to_owned(), num_blocks: 16, block_size: 4096, uuid: None };

@@ -286,12 +286,20 @@ mod tests {
     #[test]
     fn an_idle_reactor_sleeps_and_says_so() {
         let reactors = Reactors::start(&Placement::Anywhere(1), Spin::For(Duration::from_micros(50))).unwrap();
-        let before = reactors.handles()[0].stats().times();
-        let start = Instant::now();
+        let reactor = &reactors.handles()[0];
+        let cpu = || {
+            let clock = rustix::time::ClockId::ThreadCPUTime;
+            let time = reactor.spawn(move || async move { rustix::time::clock_gettime(clock) }).wait().unwrap();
+            Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+        };
+        let (cpu_before, before, start) = (cpu(), reactor.stats().times(), Instant::now());
         std::thread::sleep(Duration::from_millis(200));
-        let after = reactors.handles()[0].stats().times();
-        assert!(after.idle - before.idle > start.elapsed() / 2, "{before:?} {after:?}");
+        let (after, elapsed, cpu_after) = (reactor.stats().times(), start.elapsed(), cpu());
+        assert!(after.idle - before.idle > elapsed / 2, "{before:?} {after:?}");
         assert!(after.parks - before.parks < 20, "{before:?} {after:?}");
+        assert!(cpu_after - cpu_before < Duration::from_millis(10), "{cpu_before:?} {cpu_after:?}");
+        let known = crate::stats::all().into_iter().find(|times| times.thread_id == after.thread_id).unwrap();
+        assert_eq!(known.name, "reactor_0");
         reactors.join();
     }
 

@@ -102,7 +102,13 @@ pub async fn sleep(duration: std::time::Duration) {
         && let Some(ring) = current()
     {
         let time = types::Timespec::from(duration);
-        let slot = Slot { fd: None, payload: Payload::Sleep(Box::new(time)), done: 0, state: SlotState::Waiting(None) };
+        let slot = Slot {
+            fd: None,
+            payload: Payload::Sleep(Box::new(time)),
+            done: 0,
+            retries: 0,
+            state: SlotState::Waiting(None),
+        };
         let index = ring.queue(slot);
         let slept = Operation::<()> { state: OperationState::Queued(ring, index), answer: std::marker::PhantomData };
         if slept.await.is_ok() {
@@ -180,7 +186,13 @@ impl Answer for DmaBuf {
 fn start<T>(fd: &Rc<OwnedFd>, payload: Payload) -> Operation<T> {
     match current() {
         Some(ring) => {
-            let slot = ring.queue(Slot { fd: Some(fd.clone()), payload, done: 0, state: SlotState::Waiting(None) });
+            let slot = ring.queue(Slot {
+                fd: Some(fd.clone()),
+                payload,
+                done: 0,
+                retries: 0,
+                state: SlotState::Waiting(None),
+            });
             Operation { state: OperationState::Queued(ring, slot), answer: std::marker::PhantomData }
         }
         None => Operation::failed(io::Error::new(
@@ -231,6 +243,8 @@ struct Slot {
     payload: Payload,
     /// Bytes transferred so far.
     done: usize,
+    /// How often the kernel said EAGAIN or EINTR.
+    retries: u32,
     state: SlotState,
 }
 
@@ -554,7 +568,10 @@ impl Slot {
         if result < 0 {
             let error = io::Error::from_raw_os_error(-result);
             return match rustix::io::Errno::from_raw_os_error(-result) {
-                rustix::io::Errno::INTR | rustix::io::Errno::AGAIN => Progress::Again,
+                rustix::io::Errno::INTR | rustix::io::Errno::AGAIN if self.retries < RETRIES_MAX => {
+                    self.retries += 1;
+                    Progress::Again
+                }
                 // So a timeout says that the time is over.
                 rustix::io::Errno::TIME => Progress::Done(Ok(())),
                 _ => Progress::Done(Err(error)),
@@ -596,6 +613,8 @@ impl Slot {
 
 /// IORING_ENTER_GETEVENTS (io_uring_enter(2)).
 const ENTER_GETEVENTS: u32 = 1;
+/// Then EAGAIN and EINTR are answers: a file that always says so would keep the reactor busy for ever.
+const RETRIES_MAX: u32 = 1000;
 /// A stopping reactor waits for sleeps of the ring.
 const SHORT_SLEEP_MAX: std::time::Duration = std::time::Duration::from_millis(20);
 /// More would not fit the length of a submission; the rest is continued.
@@ -726,7 +745,7 @@ mod tests {
         let vectors = data.iter().map(|bytes| IoVector { base: bytes.as_ptr(), len: bytes.len() }).collect();
         let middle = data[1].as_ptr().wrapping_add(5);
         let payload = Payload::Write { _data: data, vectors, next: 0, offset: 0, remaining: 60 };
-        let mut slot = Slot { fd: Some(file()), payload, done: 0, state: SlotState::Waiting(None) };
+        let mut slot = Slot { fd: Some(file()), payload, done: 0, retries: 0, state: SlotState::Waiting(None) };
         assert!(matches!(slot.advance(15), Progress::Again));
         match &slot.payload {
             Payload::Write { vectors, next, remaining, .. } => {

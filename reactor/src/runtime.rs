@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -94,15 +95,17 @@ impl Runtime {
         let stats = Stats::register(options.name.clone(), options.cpu);
 
         let (parking, unparking) = (stats.clone(), stats.clone());
-        let spin = options.spin;
+        let spinning = Arc::new(Spinning::new(options.spin));
+        let spinning_on = spinning.clone();
         let runtime = Builder::new_current_thread()
             .enable_all()
-            .on_thread_park(move || before_sleep(spin, &parking))
+            .on_thread_park(move || before_sleep(&spinning, &parking))
             .on_thread_unpark(move || {
+                unparking.unpark();
+                spinning_on.woke();
                 if let Some(ring) = ring::current() {
                     ring.turn();
                 }
-                unparking.unpark();
             })
             .build_local(LocalOptions::default())
             .map_err(system("tokio runtime"))?;
@@ -170,19 +173,52 @@ async fn drive(ring: Rc<Ring>, signal: AsyncFd<OwnedFd>) {
     .await;
 }
 
-fn before_sleep(spin: Spin, stats: &Stats) {
+fn before_sleep(spinning: &Spinning, stats: &Stats) {
     let Some(ring) = ring::current() else { return };
     let completed = ring.turn();
-    let keep_awake = match spin {
-        Spin::Always => true,
-        Spin::For(Duration::ZERO) => false,
-        Spin::For(time) => !stats.idle_for(completed > 0, time, Instant::now()),
-    };
+    let keep_awake = spinning.keeps_awake(completed > 0);
     if keep_awake {
         // A runnable task turns the sleep into a look at the sockets.
         ring.wake_driver();
     }
     stats.park(keep_awake && completed == 0);
+}
+
+/// Whether an idle reactor still polls. Used by its thread alone; tokio wants its hooks `Sync`.
+struct Spinning {
+    spin: Spin,
+    start: Instant,
+    /// Time of the last sign of work, ns since `start`: a completion, or an event that ended a sleep.
+    worked_ns: AtomicU64,
+    slept: AtomicBool,
+}
+
+impl Spinning {
+    fn new(spin: Spin) -> Spinning {
+        Spinning { spin, start: Instant::now(), worked_ns: AtomicU64::new(0), slept: AtomicBool::new(false) }
+    }
+
+    fn keeps_awake(&self, worked: bool) -> bool {
+        let limit = match self.spin {
+            Spin::Always => return true,
+            Spin::For(Duration::ZERO) => return false,
+            Spin::For(limit) => limit,
+        };
+        let now_ns = self.start.elapsed().as_nanos() as u64;
+        if worked {
+            self.worked_ns.store(now_ns, Relaxed);
+        }
+        let awake = now_ns.saturating_sub(self.worked_ns.load(Relaxed)) < limit.as_nanos() as u64;
+        self.slept.store(!awake, Relaxed);
+        awake
+    }
+
+    fn woke(&self) {
+        if self.slept.load(Relaxed) {
+            self.slept.store(false, Relaxed);
+            self.worked_ns.store(self.start.elapsed().as_nanos() as u64, Relaxed);
+        }
+    }
 }
 
 fn ring_error(source: io::Error) -> StartError {
@@ -206,4 +242,50 @@ fn ring_error(source: io::Error) -> StartError {
         _ => String::new(),
     };
     StartError::Ring { source, hint }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_refused_ring_says_what_to_do() {
+        for (errno, word) in [(Errno::PERM, "seccomp"), (Errno::NOSYS, "Linux 5.11"), (Errno::NOMEM, "ulimit -l")] {
+            let text = ring_error(errno.into()).to_string();
+            assert!(
+                text.starts_with("io_uring_setup: ") && (text.contains(word) || text.contains("io_uring_disabled="))
+            );
+        }
+    }
+
+    #[test]
+    fn spinning_ends_after_the_time_and_begins_with_work() {
+        let spinning = Spinning::new(Spin::For(Duration::from_millis(20)));
+        assert!(spinning.keeps_awake(true));
+        std::thread::sleep(Duration::from_millis(30));
+        assert!(!spinning.keeps_awake(false));
+        spinning.woke();
+        assert!(spinning.keeps_awake(false), "an event ended the sleep");
+        std::thread::sleep(Duration::from_millis(30));
+        spinning.woke();
+        assert!(!spinning.keeps_awake(false), "it had not slept");
+        assert!(Spinning::new(Spin::Always).keeps_awake(false));
+        assert!(!Spinning::new(Spin::For(Duration::ZERO)).keeps_awake(true));
+    }
+
+    #[test]
+    fn runtimes_follow_each_other_on_a_thread() {
+        for _ in 0..3 {
+            let answer = run_on_this_thread(&Options::default(), async {
+                tokio::task::spawn_local(std::future::pending::<()>());
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                ring::sleep(Duration::from_micros(100)).await;
+                5
+            });
+            assert_eq!(answer.unwrap(), 5);
+            assert!(ring::current().is_none());
+        }
+    }
 }

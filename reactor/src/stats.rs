@@ -1,6 +1,6 @@
 //! Busy and idle time of the reactors of this process, readable from any thread.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,7 @@ pub struct Stats {
     busy_ns: AtomicU64,
     idle_ns: AtomicU64,
     parks: AtomicU64,
-    /// Last work seen by the spinning, ns.
-    worked_ns: AtomicU64,
+    thread_id: AtomicI32,
 }
 
 /// What [`all`] answers with.
@@ -27,6 +26,8 @@ pub struct ReactorTimes {
     pub name: String,
     /// The CPU that it is bound to.
     pub cpu: Option<usize>,
+    /// The system's number of its thread.
+    pub thread_id: i32,
     /// Time spent running tasks.
     pub busy: Duration,
     /// Time spent asleep, or polling and finding nothing.
@@ -52,7 +53,7 @@ impl Stats {
             busy_ns: AtomicU64::new(0),
             idle_ns: AtomicU64::new(0),
             parks: AtomicU64::new(0),
-            worked_ns: AtomicU64::new(0),
+            thread_id: AtomicI32::new(rustix::thread::gettid().as_raw_nonzero().get()),
         });
         REACTORS.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&stats));
         stats
@@ -69,6 +70,7 @@ impl Stats {
         ReactorTimes {
             name: self.name.clone(),
             cpu: self.cpu,
+            thread_id: self.thread_id.load(Relaxed),
             busy: Duration::from_nanos(self.busy_ns.load(Relaxed) + busy),
             idle: Duration::from_nanos(self.idle_ns.load(Relaxed) + idle),
             parks: self.parks.load(Relaxed),
@@ -83,7 +85,8 @@ impl Stats {
         self.change(OUTSIDE, false);
     }
 
-    /// `polling`: a turn that found nothing in the ring; if it was also short, nothing else ran and it counts as idle.
+    /// `polling`: the reactor will only look for events. If its turn found nothing in the ring and was short, nothing
+    /// else ran and it counts as idle.
     pub(crate) fn park(&self, polling: bool) {
         self.parks.fetch_add(u64::from(!polling), Relaxed);
         self.change(IDLE, polling);
@@ -91,17 +94,6 @@ impl Stats {
 
     pub(crate) fn unpark(&self) {
         self.change(BUSY, false);
-    }
-
-    /// Whether nothing was done for `limit`.
-    pub(crate) fn idle_for(&self, worked: bool, limit: Duration, now: Instant) -> bool {
-        let now_ns = since_start_ns(now);
-        // A turn that took longer than a mere look did something.
-        if worked || now_ns.saturating_sub(self.since_ns.load(Relaxed)) > LOOK_NS {
-            self.worked_ns.store(now_ns, Relaxed);
-            return false;
-        }
-        now_ns.saturating_sub(self.worked_ns.load(Relaxed)) > limit.as_nanos() as u64
     }
 
     fn change(&self, state: u8, looked_only: bool) {

@@ -155,27 +155,30 @@ impl Uring {
             .collect()
     }
 
+    /// The first operation is under way when this returns; the others follow one by one.
     fn write_zero_bytes(&self, op: &'static str, offset: u64, length: u64) -> BdevFuture<()> {
-        // Pieces of one zero buffer: up to IOV_MAX of them in each operation.
         let zeros = DmaBuf::zeroed(length.min(ZERO_BYTES_MAX) as usize).freeze();
-        let mut operations = Vec::new();
-        let mut done = 0;
-        while done < length {
+        let operation_bytes_max = ZERO_BYTES_MAX * ZERO_PIECES_MAX;
+        let this = self.clone_for_io();
+        let write = move |done: u64| {
+            let mut rest = (length - done).min(operation_bytes_max);
             let mut pieces = Vec::new();
-            let start = done;
-            while done < length && pieces.len() < ZERO_PIECES_MAX {
-                let piece = (length - done).min(zeros.len() as u64);
+            while rest > 0 {
+                let piece = rest.min(zeros.len() as u64);
                 pieces.push(zeros.slice(..piece as usize));
-                done += piece;
+                rest -= piece;
             }
-            operations.push(self.answer(op, offset + start, ring::writev(&self.fd, offset + start, pieces)));
-        }
+            this.answer(op, offset + done, ring::writev(&this.fd, offset + done, pieces))
+        };
+        let first = write(0);
         async move {
-            let mut result = Ok(());
-            for operation in operations {
-                result = result.and(operation.await);
+            first.await?;
+            let mut done = operation_bytes_max;
+            while done < length {
+                write(done).await?;
+                done += operation_bytes_max;
             }
-            result
+            Ok(())
         }
         .boxed_local()
     }
@@ -291,8 +294,7 @@ async fn open_and_lock(path: &Path) -> io::Result<Opened> {
     let named = |what: &str, errno: Errno| {
         io::Error::new(io::Error::from(errno).kind(), format!("{what} {}: {}", path.display(), io::Error::from(errno)))
     };
-    // O_NONBLOCK: a FIFO must not hold us here; it means nothing to files and block devices.
-    let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
     let kind = FileType::from_raw_mode(rustix::fs::stat(path).map_err(|errno| named("stat", errno))?.st_mode);
     let exclusive = match kind {
         FileType::RegularFile => OFlags::empty(),
@@ -374,7 +376,7 @@ fn invalid(what: String) -> io::Error {
 /// Up to here zeros are written: cheaper than changing extents, which the kernel does in a worker thread.
 const ZERO_BYTES_MAX: u64 = 128 << 10;
 /// 16 MiB in one operation.
-const ZERO_PIECES_MAX: usize = 128;
+const ZERO_PIECES_MAX: u64 = 128;
 /// How long to wait for a device in use.
 const IN_USE_PATIENCE: Duration = Duration::from_secs(2);
 const IN_USE_PAUSE: Duration = Duration::from_millis(20);
