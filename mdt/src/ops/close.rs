@@ -1,0 +1,75 @@
+//! CLOSE: the end of an open.
+//!
+//! - The last close of an inode without names removes it.
+//! - Closing what is not open is no error: the close may be sent again, or the open may have ended with an eviction.
+//! - The closer's size and times are kept as a hint for who scans inodes without asking the OSTs. Nothing is revoked for
+//!   it, because nobody relies on it.
+//!
+//! Lock order: the inode (no bits).
+
+use nacre_osd::store::Op;
+use nacre_wire::mdt::{Close, OpenFlags};
+use nacre_wire::{AttrPatch, Fid, Status};
+
+use crate::session::{Caller, Client, OpenFile};
+use crate::target::Mdt;
+
+pub(crate) async fn run(mdt: &Mdt, who: &Caller, request: Close) -> Result<(), Status> {
+    let known = who.client.opens.borrow().get(&request.handle).copied();
+    let Some(open) = known.filter(|open| open.fid == request.fid) else { return Ok(()) };
+    if let Some(hint) = &request.attr {
+        keep_hint(mdt, &open, hint).await?;
+    }
+    forget(mdt, &who.client, request.handle).await
+}
+
+/// Ends an open of a client.
+pub(crate) async fn forget(mdt: &Mdt, client: &Client, handle: u64) -> Result<(), Status> {
+    // Taken out before anything is waited for: two closes of one handle count once.
+    let open = client.opens.borrow_mut().remove(&handle);
+    match open {
+        Some(open) => closed(mdt, open.fid).await,
+        None => Ok(()),
+    }
+}
+
+/// An open has been taken off its client's list.
+pub(crate) async fn closed(mdt: &Mdt, fid: Fid) -> Result<(), Status> {
+    let last = {
+        let mut counts = mdt.open_counts.borrow_mut();
+        match counts.get_mut(&fid) {
+            Some(count) if *count > 1 => {
+                *count -= 1;
+                false
+            }
+            _ => counts.remove(&fid).is_some(),
+        }
+    };
+    if !last {
+        return Ok(());
+    }
+    // Usually it has a name. Looking under the guard only if not: an unlink that comes now sees that nobody has it open.
+    match mdt.attr(fid).await {
+        Ok(attr) if attr.nlink == 0 => mdt.remove_orphan(fid).await,
+        Ok(_) | Err(Status::ENOENT) => Ok(()),
+        Err(status) => Err(status),
+    }
+}
+
+async fn keep_hint(mdt: &Mdt, open: &OpenFile, hint: &AttrPatch) -> Result<(), Status> {
+    let fid = open.fid;
+    let _held = mdt.hold_quietly(fid).await;
+    let attr = match mdt.attr(fid).await {
+        Ok(attr) if attr.is_file() && attr.nlink > 0 => attr,
+        Ok(_) | Err(Status::ENOENT) => return Ok(()),
+        Err(status) => return Err(status),
+    };
+    let mut patch = AttrPatch { atime: hint.atime.filter(|atime| *atime > attr.atime), ..AttrPatch::default() };
+    if open.flags.contains(OpenFlags::WRITE) {
+        patch.size = hint.size.filter(|size| *size != attr.size);
+    }
+    if patch != AttrPatch::default() {
+        mdt.submit(vec![Op::SetAttr { fid, patch }]).await?;
+    }
+    Ok(())
+}
