@@ -23,7 +23,7 @@ use nacre_transport::host::{Import, ImportState, PeerSpec, Unobserved};
 use nacre_transport::stubs::OstClient;
 use nacre_wire::layout::{STRIPE_COUNT_MAX, Stripe, StripeHint};
 use nacre_wire::map::{TargetInfo, TargetKind, target_label, target_nqn};
-use nacre_wire::ost::{OstStatfs, Precreate};
+use nacre_wire::ost::Precreate;
 use nacre_wire::session::ConnectRequest;
 use nacre_wire::{ClusterMap, Fid, Status, Uuid};
 use tokio::sync::Notify;
@@ -73,7 +73,8 @@ struct Pool {
     /// After the start nothing is given away before the OST has been told where to go on from.
     synchronised: Cell<bool>,
     batch: Cell<u64>,
-    space: Cell<Option<OstStatfs>>,
+    /// Bytes in all, bytes free.
+    space: Cell<Option<(u64, u64)>>,
     refill: Notify,
     destroy: Notify,
 }
@@ -171,9 +172,10 @@ impl Objects {
         }
         let waited = async {
             loop {
+                // Asked for before looking, so that nothing is missed in between.
                 let more = self.more.notified();
                 if let Some(stripes) = self.try_take(hint)? {
-                    return Ok(stripes);
+                    return Ok::<_, Status>(stripes);
                 }
                 more.await;
             }
@@ -233,16 +235,11 @@ impl Objects {
         }
     }
 
-    /// Number of OSTs known; −1 as a stripe count means so many.
-    pub(crate) fn ost_count(&self) -> usize {
-        self.pools.borrow().len()
-    }
-
     /// Per OST: its index, objects in the pool, state of the connection, free bytes. For people.
     pub(crate) fn describe(&self) -> Vec<(u16, u64, ImportState, Option<u64>)> {
         let pools = self.pools.borrow();
         let describe = |pool: &Rc<Pool>| {
-            let free = pool.space.get().map(|space| space.free_bytes);
+            let free = pool.space.get().map(|(_, free)| free);
             (pool.ost_index, pool.level(), pool.client.import.state(), free)
         };
         pools.values().map(describe).collect()
@@ -274,9 +271,9 @@ impl Pool {
             self.refill.notify_one();
             return None;
         }
-        let space = self.space.get()?;
-        let enough = space.free_bytes >= FREE_BYTES_MIN.min(space.total_bytes / 100).max(1);
-        enough.then_some(Candidate { ost_index: self.ost_index, free_bytes: space.free_bytes })
+        let (total_bytes, free_bytes) = self.space.get()?;
+        let enough = free_bytes >= FREE_BYTES_MIN.min(total_bytes / 100).max(1);
+        enough.then_some(Candidate { ost_index: self.ost_index, free_bytes })
     }
 
     /// Takes one; the pool is not empty.
@@ -317,7 +314,14 @@ async fn keep_filled(objects: Weak<Objects>, pool: Rc<Pool>) {
             continue;
         }
         match pool.fill(alive.mdt_index).await {
-            Ok(()) => alive.more.notify_waiters(),
+            Ok(()) => {
+                alive.more.notify_waiters();
+                if pool.level() < pool.batch.get() / 2 {
+                    // The OST is nearly full and gave fewer than asked for.
+                    drop(alive);
+                    sleep(RETRY_PAUSE).await;
+                }
+            }
             Err(status) => {
                 tracing::debug!(ost = pool.ost_index, %status, "no new objects");
                 drop(alive);
@@ -333,7 +337,7 @@ async fn keep_measured(objects: Weak<Objects>, pool: Rc<Pool>) {
         let Some(alive) = objects.upgrade().filter(|objects| !objects.stopped.get()) else { return };
         let pause = match timeout(ANSWER_TIMEOUT, pool.client.statfs()).await {
             Ok(Ok(space)) => {
-                if pool.space.replace(Some(space)).is_none() {
+                if pool.space.replace(Some((space.total_bytes, space.free_bytes))).is_none() {
                     alive.more.notify_waiters();
                 }
                 alive.params.ost_statfs_interval()

@@ -36,15 +36,13 @@ const FEATURES: &[&str] = &[];
 /// A client, through all of its links.
 pub(crate) struct Client {
     pub(crate) uuid: Uuid,
-    /// Names the client in the lock namespace.
-    pub(crate) lock_id: ClientId,
+    /// Names the client in the lock namespace, once it has connected.
+    pub(crate) lock_id: Cell<Option<ClientId>>,
     pub(crate) name: RefCell<String>,
     pub(crate) state: Cell<ClientState>,
     pub(crate) session: RefCell<Option<Rc<Session>>>,
     pub(crate) slots: Slots,
     pub(crate) opens: RefCell<BTreeMap<u64, OpenFile>>,
-    /// Counts link losses, so that a grace time knows whether it is still about the same one.
-    losses: Cell<u64>,
 }
 
 /// See the drawing above.
@@ -79,16 +77,15 @@ pub(crate) struct Caller {
 }
 
 impl Client {
-    pub(crate) fn new(uuid: Uuid, lock_id: ClientId, name: String, state: ClientState) -> Rc<Client> {
+    pub(crate) fn new(uuid: Uuid, name: String, state: ClientState) -> Rc<Client> {
         Rc::new(Client {
             uuid,
-            lock_id,
+            lock_id: Cell::new(None),
             name: RefCell::new(name),
             state: Cell::new(state),
             session: RefCell::new(None),
             slots: Slots::default(),
             opens: RefCell::new(BTreeMap::new()),
-            losses: Cell::new(0),
         })
     }
 
@@ -136,13 +133,13 @@ impl Mdt {
                 let key = request.client_uuid.0.to_vec();
                 let put = Op::Put { index: disk::CLIENTS, key, value: name.clone().into_bytes() };
                 self.store_now(vec![put]).await?;
-                let client = Client::new(request.client_uuid, self.next_lock_id(), name, ClientState::Active);
+                let client = Client::new(request.client_uuid, name, ClientState::Active);
                 self.clients.borrow_mut().insert(client.uuid, client.clone());
                 (client, false)
             }
         };
         client.name.replace(request.client_name.clone());
-        session.client_uuid.set(Some(client.uuid));
+        client.lock_id.set(Some(self.locks.server.attach(client.uuid, &session).client));
         if let Some(before) = client.session.replace(Some(session.clone())) {
             // The old link of a client that has come back faster than its loss was noticed.
             before.client_uuid.set(None);
@@ -154,7 +151,6 @@ impl Mdt {
                 self.replay_done(&client);
             }
         }
-        self.locks.connected(&client, session);
         tracing::info!(client = request.client_name, uuid = %client.uuid, resumed, recovering, "client connected");
         Ok(ConnectReply {
             incarnation: self.incarnation,
@@ -169,37 +165,39 @@ impl Mdt {
         })
     }
 
-    /// A session's link has ended: the client has its grace time from now.
+    /// A session's link has ended. The lock server gives the client its grace time; in the recovery window absence is
+    /// judged when the window ends.
     pub(crate) fn link_lost(self: &Rc<Mdt>, session: &Session) {
-        let Ok(client) = self.client_of(session) else { return };
-        client.session.replace(None);
-        client.losses.set(client.losses.get() + 1);
-        self.locks.disconnected(&client);
-        let (loss, grace) = (client.losses.get(), self.params.client_grace());
-        let mdt = Rc::downgrade(self);
-        tokio::task::spawn_local(async move {
-            tokio::time::sleep(grace).await;
-            let Some(mdt) = mdt.upgrade() else { return };
-            // In the recovery window absence is judged when the window ends.
-            let absent = client.losses.get() == loss && client.session.borrow().is_none();
-            if absent && client.state.get() == ClientState::Active && !mdt.recovery.is_stopped() {
-                tracing::warn!(client = *client.name.borrow(), "evicting a client that did not come back");
-                mdt.evict(&client).await;
-            }
-        });
+        if let Ok(client) = self.client_of(session) {
+            client.session.replace(None);
+        }
+        self.locks.server.detach(session);
     }
 
     /// Drops all that a client holds. Its next call is answered NO_SESSION.
     pub(crate) async fn evict(self: &Rc<Mdt>, client: &Rc<Client>) {
-        if client.state.replace(ClientState::Gone) == ClientState::Gone {
-            return;
+        self.dismiss(client);
+        if let Some(lock_id) = client.lock_id.take() {
+            self.locks.server.remove(lock_id);
         }
-        self.clients.borrow_mut().remove(&client.uuid);
+        self.bury(client).await;
+    }
+
+    /// From here on the client is not known any more. What it had open is still counted.
+    pub(crate) fn dismiss(&self, client: &Rc<Client>) {
+        client.state.set(ClientState::Gone);
+        let mut clients = self.clients.borrow_mut();
+        if clients.get(&client.uuid).is_some_and(|known| Rc::ptr_eq(known, client)) {
+            clients.remove(&client.uuid);
+        }
         if let Some(session) = client.session.take() {
             session.client_uuid.set(None);
         }
-        self.locks.evicted(client);
         self.recovery.forget(client.uuid);
+    }
+
+    /// Closes what a dismissed client had open and forgets its records.
+    pub(crate) async fn bury(&self, client: &Client) {
         let opens = std::mem::take(&mut *client.opens.borrow_mut());
         for open in opens.into_values() {
             if let Err(status) = ops::close::closed(self, open.fid).await {
@@ -213,7 +211,7 @@ impl Mdt {
             return;
         }
         if let Err(status) = self.forget_records(client.uuid).await {
-            tracing::error!(client = %client.uuid, %status, "could not forget a client; the next start will wait for it");
+            tracing::error!(client = %client.uuid, %status, "could not forget a client; the next start waits for it");
         }
     }
 
@@ -244,6 +242,7 @@ impl Mdt {
             return Err(Status::EPROTO);
         }
         for (fid, handle, flags) in request.opens {
+            // A client that is told again what it has told is no trouble: the handle is the same.
             let _guard = self.guards.lock(fid).await;
             // A file that was closed and removed by a change whose answer the client has not seen is not there any more.
             if self.store.attr(fid).await.is_ok() {

@@ -7,14 +7,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::rc::Rc;
-use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
-use nacre_ldlm::ClientId;
 use nacre_osd::store::{Durability, Op, Store, Transaction, Transno};
 use nacre_osd::{StoreError, store::StoreErrorKind};
 use nacre_reactor::{Bytes, Env};
 use nacre_transport::target::dispatch::{rpc_args, rpc_body};
+use nacre_transport::target::locks::LockHooks;
 use nacre_transport::{Answer, Call, Connector, Service, Session};
 use nacre_wire::attr::mode;
 use nacre_wire::layout::StripeHint;
@@ -29,7 +28,7 @@ use tokio::sync::Mutex;
 
 use crate::fids::{FidSource, NewFid};
 use crate::guards::{Guard, Guards};
-use crate::locks::{Change, Locks, NO_LOCK};
+use crate::locks::{Change, Hooks, Locks, NO_LOCK};
 use crate::names::{self, Target};
 use crate::objects::Objects;
 use crate::params::{ParamError, ParamInfo, Params, Stats};
@@ -80,12 +79,11 @@ pub enum StartError {
 
 /// A metadata target.
 pub struct Mdt {
-    pub(crate) env: Env,
     pub(crate) store: Rc<dyn Store>,
     pub(crate) config: MdtConfig,
     pub(crate) incarnation: u64,
     pub(crate) guards: Guards,
-    pub(crate) locks: Rc<Locks>,
+    pub(crate) locks: Locks,
     pub(crate) clients: RefCell<BTreeMap<Uuid, Rc<Client>>>,
     /// Held while the records of clients change.
     pub(crate) client_changes: Mutex<()>,
@@ -100,10 +98,11 @@ pub struct Mdt {
     /// Directories as they are on disk. Read and written under the directory's guard only. Never iterated.
     dirs: RefCell<HashMap<Fid, Dir>>,
     /// Counters on disk only grow because their transactions are built and submitted in turn.
-    counters: Mutex<()>,
+    pub(crate) counters: Mutex<()>,
     next_handle: Cell<u64>,
-    next_lock_id: Cell<u64>,
     stats: Stats,
+    /// The lock server knows them weakly.
+    hooks: RefCell<Option<Rc<dyn LockHooks>>>,
 }
 
 /// A directory as the operations in it need it.
@@ -198,8 +197,7 @@ impl Mdt {
         // Stable: an incarnation that was shown to a client must never come again.
         store.wait(transno, Durability::Stable).await.map_err(failed)?;
 
-        let next_lock_id = Cell::new(1);
-        let clients = load_clients(&*store, &next_lock_id).await.map_err(failed)?;
+        let clients = load_clients(&*store).await.map_err(failed)?;
         let awaited: BTreeSet<Uuid> = clients.keys().copied().collect();
         let params = Rc::new(params);
         let objects = Objects::new(
@@ -210,10 +208,9 @@ impl Mdt {
             config.uuid,
             config.index,
         );
-        let locks = Locks::new(&env, incarnation);
+        let locks = Locks::new(&env, incarnation, &params);
         let mdt = Rc::new(Mdt {
             fids: FidSource::new(config.index, fid_mark),
-            env,
             store,
             config,
             incarnation,
@@ -230,10 +227,12 @@ impl Mdt {
             counters: Mutex::new(()),
             // Handles of an earlier life, which clients replay, are below.
             next_handle: Cell::new(incarnation << 32 | 1),
-            next_lock_id,
             stats: Stats::default(),
+            hooks: RefCell::new(None),
         });
-        mdt.locks.start(&mdt);
+        let hooks: Rc<dyn LockHooks> = Rc::new(Hooks(Rc::downgrade(&mdt)));
+        mdt.locks.server.set_hooks(Rc::downgrade(&hooks));
+        *mdt.hooks.borrow_mut() = Some(hooks);
         let window = mdt.params.recovery_window();
         tokio::task::spawn_local(mdt.clone().recover(window));
         Ok(mdt)
@@ -248,7 +247,6 @@ impl Mdt {
     /// everything answered written to it.
     pub async fn stop(&self) {
         self.recovery.stop();
-        self.locks.stop();
         self.objects.stop().await;
     }
 
@@ -311,7 +309,7 @@ impl Mdt {
         self.stats.count(operation);
         if operation == OP_CONNECT {
             let reply = self.connect(session, rpc_body(&call)?).await?;
-            return self.answer(&reply, &call);
+            return self.answer(&reply);
         }
         let client = self.client_of(&session)?;
         let resent = args.flags.get() & rpc_flags::RESENT != 0;
@@ -323,7 +321,7 @@ impl Mdt {
             ($module:ident) => {{
                 let request = rpc_body(&call)?;
                 let reply = ops::$module::run(&self, &who, request).await?;
-                self.answer(&reply, &call)
+                self.answer(&reply)
             }};
         }
         macro_rules! change {
@@ -331,27 +329,27 @@ impl Mdt {
                 let request: ops::$module::Request = rpc_body(&call)?;
                 let slot = request.slot;
                 let body = self.once(who, slot, move |mdt, who| async move { ops::$module::run(&mdt, &who, request).await });
-                self.fit(body.await?, &call)
+                Ok(self.answer_of(body.await?))
             }};
         }
         match operation {
             OP_DISCONNECT => {
                 self.evict(&who.client).await;
-                self.answer(&(), &call)
+                self.answer(&())
             }
             // A client that was done already, or had nothing to replay.
             OP_REPLAY_DONE => {
                 self.replay_done(&who.client);
-                self.answer(&(), &call)
+                self.answer(&())
             }
             OP_ENQUEUE => read!(enqueue),
             OP_CANCEL => {
-                self.locks.cancel(&who.client, rpc_body(&call)?);
-                self.answer(&(), &call)
+                self.locks.cancel(&who.client, &rpc_body(&call)?);
+                self.answer(&())
             }
             OP_REPLAY_LOCKS | op::REPLAY_OPENS => Err(Status::EPROTO),
             // Sizes are asked of OSTs.
-            OP_GLIMPSE_REPLY => self.answer(&(), &call),
+            OP_GLIMPSE_REPLY => self.answer(&()),
             op::GET_ATTR => read!(get_attr),
             op::LOOKUP => read!(lookup),
             op::CREATE => change!(create),
@@ -363,13 +361,13 @@ impl Mdt {
             op::SET_ATTR => change!(set_attr),
             op::READ_DIR => {
                 let reply = ops::read_dir::run(&self, &who, rpc_body(&call)?, call.reply_bytes_max).await?;
-                self.answer(&reply, &call)
+                self.answer(&reply)
             }
             op::GET_XATTR => read!(get_xattr),
             op::SET_XATTR => change!(set_xattr),
             op::LIST_XATTR => read!(list_xattr),
             op::READ_LINK => read!(read_link),
-            op::STATFS => self.answer(&ops::statfs::run(&self), &call),
+            op::STATFS => self.answer(&ops::statfs::run(&self)),
             op::SYNC => read!(sync),
             op::SET_STRIPE => change!(set_stripe),
             op::GET_STRIPE => read!(get_stripe),
@@ -381,16 +379,16 @@ impl Mdt {
     async fn serve_recovering(self: &Rc<Mdt>, who: &Caller, operation: u16, call: &Call) -> Result<Answer, Status> {
         match operation {
             OP_REPLAY_LOCKS if who.client.state.get() == ClientState::Replaying => {
-                self.locks.replay(&who.client, rpc_body(call)?)?;
+                self.locks.replay(&who.client, &rpc_body(call)?)?;
             }
             op::REPLAY_OPENS => self.replay_opens(&who.client, rpc_body(call)?).await?,
             OP_REPLAY_DONE => self.replay_done(&who.client),
             OP_DISCONNECT => self.evict(&who.client).await,
             // Revocation does not happen yet, but a client may give back what it has replayed.
-            OP_CANCEL => self.locks.cancel(&who.client, rpc_body(call)?),
+            OP_CANCEL => self.locks.cancel(&who.client, &rpc_body(call)?),
             _ => return Err(Status::RECOVERING),
         }
-        self.answer(&(), call)
+        self.answer(&())
     }
 
     /// Does a change once; sent again, it is answered from its slot. It runs to its end whoever waits.
@@ -447,21 +445,13 @@ impl Mdt {
         Ok(record.body.into())
     }
 
-    fn answer<T: Serialize>(&self, reply: &T, call: &Call) -> Result<Answer, Status> {
-        self.fit(codec::encode(reply).into(), call)
+    fn answer<T: Serialize>(&self, reply: &T) -> Result<Answer, Status> {
+        Ok(self.answer_of(codec::encode(reply).into()))
     }
 
-    fn fit(&self, data: Bytes, call: &Call) -> Result<Answer, Status> {
-        if data.len() > call.reply_bytes_max as usize {
-            return Err(Status::REPLY_TOO_LARGE);
-        }
-        Ok(Answer { result: self.store.last_committed(), data })
-    }
-
-    pub(crate) fn next_lock_id(&self) -> ClientId {
-        let id = self.next_lock_id.get();
-        self.next_lock_id.set(id + 1);
-        ClientId(id)
+    /// An answer larger than the caller's buffer is the transport's affair: it asks again with more room.
+    fn answer_of(&self, data: Bytes) -> Answer {
+        Answer { result: self.store.last_committed(), data }
     }
 
     pub(crate) fn next_handle(&self) -> u64 {
@@ -555,7 +545,7 @@ impl Mdt {
         };
         let result = read.await;
         if result.is_err() {
-            self.locks.give_back(&who.client, lock);
+            self.locks.give_back(&who.client, fid, lock);
         }
         result
     }
@@ -671,18 +661,13 @@ pub(crate) fn touched(attr: &mut Attr, time: nacre_wire::Time) -> AttrPatch {
     AttrPatch { mtime: Some(attr.mtime), ctime: Some(attr.ctime), ..AttrPatch::default() }
 }
 
-async fn load_clients(
-    store: &dyn Store,
-    next_lock_id: &Cell<u64>,
-) -> Result<BTreeMap<Uuid, Rc<Client>>, StoreError> {
+async fn load_clients(store: &dyn Store) -> Result<BTreeMap<Uuid, Rc<Client>>, StoreError> {
     const PAGE: usize = 512;
     let mut clients = BTreeMap::new();
     for (key, name) in scan_all(store, disk::CLIENTS, PAGE).await? {
         let Ok(uuid) = <[u8; 16]>::try_from(key) else { continue };
-        let id = next_lock_id.get();
-        next_lock_id.set(id + 1);
         let name = String::from_utf8_lossy(&name).into_owned();
-        clients.insert(Uuid(uuid), Client::new(Uuid(uuid), ClientId(id), name, ClientState::Awaited));
+        clients.insert(Uuid(uuid), Client::new(Uuid(uuid), name, ClientState::Awaited));
     }
     for (key, value) in scan_all(store, disk::SLOTS, PAGE).await? {
         let Some((uuid, index)) = slots::parse_key(&key) else { continue };
@@ -710,6 +695,3 @@ async fn scan_all(store: &dyn Store, index: Fid, page: usize) -> Result<Vec<(Vec
         }
     }
 }
-
-/// How long a test or a tool waits for a target to serve.
-pub(crate) const SERVING_POLL: Duration = Duration::from_millis(10);

@@ -35,7 +35,7 @@ pub(crate) async fn run(mdt: &Mdt, who: &Caller, request: Lookup) -> Result<Look
                 Ok(inode) if mdt.entry(request.parent, &request.name).await? == Some(target) => {
                     return Ok(LookupReply { inode: Some(inode), parent_lock: NO_LOCK });
                 }
-                Ok(inode) => mdt.locks.give_back(&who.client, inode.lock),
+                Ok(inode) => mdt.locks.give_back(&who.client, inode.fid, inode.lock),
                 // Removed since its name was read, or a name that leads nowhere.
                 Err(Status::ENOENT) if !unchanged() => {}
                 Err(status) => return Err(status),
@@ -54,7 +54,7 @@ pub(crate) async fn run(mdt: &Mdt, who: &Caller, request: Lookup) -> Result<Look
                 if unchanged() {
                     return Ok(LookupReply { inode: None, parent_lock });
                 }
-                mdt.locks.give_back(&who.client, parent_lock);
+                mdt.locks.give_back(&who.client, request.parent, parent_lock);
             }
         }
     }

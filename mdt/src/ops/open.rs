@@ -14,7 +14,7 @@ use nacre_osd::store::{Durability, Op, Transaction};
 use nacre_wire::attr::mode;
 use nacre_wire::layout::StripeHint;
 use nacre_wire::ldlm::Ibits;
-use nacre_wire::mdt::{Cred, CreateReply, Inode, Open, OpenFlags};
+use nacre_wire::mdt::{Cred, CreateReply, Open, OpenFlags};
 use nacre_wire::{Attr, AttrPatch, Fid, Layout, Status, Time, codec};
 
 use crate::session::{Caller, OpenFile};
@@ -92,12 +92,12 @@ pub(crate) async fn open(mdt: &Mdt, who: &Caller, opening: Opening<'_>) -> Resul
 }
 
 /// Chooses a layout for a file that has none. The file is held. The ids are on disk before the layout is.
-pub(crate) async fn give_objects(mdt: &Mdt, fid: Fid, hint: StripeHint, ops: &mut Vec<Op>) -> Result<(), Status> {
+pub(crate) async fn give_objects(mdt: &Mdt, fid: Fid, hint: StripeHint, ops: &mut Vec<Op>) -> Result<Layout, Status> {
     let (stripe_size_bytes, stripes) = mdt.objects.take(hint).await?;
     let layout = Layout::raid0(stripe_size_bytes, stripes);
     mdt.objects_given(&layout).await?;
     ops.push(Op::SetXattr { fid, name: disk::XATTR_LOV.to_vec(), value: codec::encode(&layout) });
-    Ok(())
+    Ok(layout)
 }
 
 /// Times and privileges of a file that is cut.
