@@ -52,7 +52,7 @@ pub async fn mount<F: FileSystem + 'static>(
     kernel: &KernelNotifier,
     parameters: Option<Rc<dyn Parameters>>,
 ) -> Result<Mounted, MountError> {
-    let (device, path) = mount::mount(options)?;
+    let (device, path) = mount::mount(options).await?;
     let device = Arc::new(Device::new(device));
     kernel.attach(fs.root(), device.clone());
     let control = Control {

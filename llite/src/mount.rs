@@ -43,6 +43,9 @@ pub enum MountError {
         /// What is there.
         source_name: String,
     },
+    /// Whatever is there hangs.
+    #[error("mountpoint \"{0}\" does not answer; look at what is mounted there or above it")]
+    Silent(String),
     /// No FUSE.
     #[error("/dev/fuse: {0}; load the fuse module (modprobe fuse), or in a container pass the device in")]
     Device(io::Error),
@@ -100,7 +103,20 @@ impl MountOptions {
 
 /// Checks the mountpoint and mounts. Gives the device, which answers nothing yet, and the mountpoint's full path. A dead
 /// mount of ours on it (its process was killed) is taken away first.
-pub(crate) fn mount(options: &MountOptions) -> Result<(OwnedFd, PathBuf), MountError> {
+pub(crate) async fn mount(options: &MountOptions) -> Result<(OwnedFd, PathBuf), MountError> {
+    let silent = || MountError::Silent(options.mountpoint.display().to_string());
+    let mounting = on_thread({
+        let options = options.clone();
+        move || mount_here(&options)
+    })
+    .map_err(MountError::Device)?;
+    match tokio::time::timeout(SILENCE_MAX, mounting).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) | Err(_) => Err(silent()),
+    }
+}
+
+fn mount_here(options: &MountOptions) -> Result<(OwnedFd, PathBuf), MountError> {
     let given = options.mountpoint.display().to_string();
     let path =
         full_path(&options.mountpoint).map_err(|source| MountError::Mountpoint { path: given.clone(), source })?;
@@ -343,6 +359,8 @@ fn unescape(text: &str) -> String {
 
 const FSTYPE: &str = "fuse.nacre";
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// Looking at a mountpoint takes no longer, unless another filesystem hangs.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
@@ -360,9 +378,9 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_directory() {
-        let missing = mount(&MountOptions::new("n:/f", "/nonexistent/dir")).unwrap_err();
+        let missing = mount_here(&MountOptions::new("n:/f", "/nonexistent/dir")).unwrap_err();
         assert!(missing.to_string().contains("make the directory first"), "{missing}");
-        let file = mount(&MountOptions::new("n:/f", "/proc/self/status")).unwrap_err();
+        let file = mount_here(&MountOptions::new("n:/f", "/proc/self/status")).unwrap_err();
         assert!(file.to_string().contains("not a directory"), "{file}");
     }
 }
