@@ -250,6 +250,7 @@ impl LockServer {
         xid: u64,
         request: &Enqueue,
     ) -> Result<LockReply, Status> {
+        self.must_be_known(client)?;
         match self.act(|locks, now, out| locks.enqueue(now, client, xid, request, out)) {
             Enqueued::Granted(granted) => Ok(LockReply::Granted(granted)),
             Enqueued::Waiting { cookie } => {
@@ -262,6 +263,7 @@ impl LockServer {
 
     /// A lock for a client to ride along with a reply: those of the bits that are free, if any. Nobody is disturbed.
     pub fn try_ibits(&self, client: ClientId, resource: Fid, mode: Mode, bits: Ibits) -> Option<Granted> {
+        self.must_be_known(client).ok()?;
         self.state.borrow_mut().locks.try_ibits(client, resource, mode, bits)
     }
 
@@ -270,10 +272,12 @@ impl LockServer {
         self.act(|locks, now, out| cookies.iter().for_each(|cookie| locks.cancel(now, client, *cookie, out)));
     }
 
-    /// A client tells what it held before this server's restart. The locks that could not be taken back.
-    pub fn replay(&self, client: ClientId, held: &[(Fid, Granted)]) -> Vec<(Fid, Granted)> {
+    /// A client tells what it held before this server's restart. Answers the locks that could not be taken back.
+    pub fn replay(&self, client: ClientId, held: &[(Fid, Granted)]) -> Result<Vec<(Fid, Granted)>, Status> {
+        self.must_be_known(client)?;
         let mut state = self.state.borrow_mut();
-        held.iter().filter(|(resource, lock)| state.locks.replay(client, *resource, *lock).is_err()).copied().collect()
+        let refused = held.iter().filter(|(resource, lock)| state.locks.replay(client, *resource, *lock).is_err());
+        Ok(refused.copied().collect())
     }
 
     /// Where a client's lock is and what it covers, while it is held; NO_LOCK. Counts as a sign of life under the lock.
@@ -330,9 +334,19 @@ impl LockServer {
         }
     }
 
+    /// Whether nobody holds or waits for anything there.
+    pub fn is_idle(&self, resource: Fid) -> bool {
+        self.state.borrow().locks.is_idle(resource)
+    }
+
     /// Refuses all who wait for a resource: it is gone.
     pub fn refuse_waiters(self: &Rc<Self>, resource: Fid, status: Status) {
         self.act(|locks, _, out| locks.refuse_waiters(resource, status, out));
+    }
+
+    /// An operation may have waited while its client was evicted: the namespace must not hear of it again.
+    fn must_be_known(&self, client: ClientId) -> Result<(), Status> {
+        if self.state.borrow().clients.contains_key(&client) { Ok(()) } else { Err(Status::NO_SESSION) }
     }
 
     fn give_up_glimpse(&self, client: ClientId, cookie: u64) {
