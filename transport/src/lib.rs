@@ -17,8 +17,10 @@ use tokio::sync::Notify;
 
 pub mod host;
 pub mod local;
+pub mod nvme;
 pub mod stubs;
 pub mod target;
+pub mod tcp;
 
 /// One command, on its way to a service.
 #[derive(Clone, Debug)]

@@ -143,14 +143,13 @@ impl OstClient {
 
     /// Truncate, punch, allocate, zero.
     pub async fn space(&self, object: Fid, change: SpaceChange) -> Result<(), ImportError> {
-        let nanoseconds = i128::from(change.time.seconds) * 1_000_000_000 + i128::from(change.time.nanoseconds);
         let args = |handle: u32| ObjectSpace {
             handle: handle.into(),
             mode: change.mode.into(),
             layout_generation: change.layout_generation.into(),
             offset_bytes: change.offset_bytes.into(),
             length_bytes: change.length_bytes.into(),
-            time_ns: (nanoseconds as u64).into(),
+            time_ns: change.time.to_ns().into(),
         };
         self.object(Opcode::Space, object, args, Bytes::new(), 0).await?;
         Ok(())
