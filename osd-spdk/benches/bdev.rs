@@ -6,7 +6,6 @@
 //! fio --name=x --filename=FILE --ioengine=io_uring --direct=1 --rw=randread --bs=4k --iodepth=32 --runtime=5 --time_based
 //! ```
 
-use std::future::Future;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -111,16 +110,13 @@ fn measure(runtime: &Runtime, device: &BdevRef, load: Load, duration: Duration) 
     );
 }
 
-fn run(device: BdevRef, load: Load, end: Instant) -> impl Future<Output = Vec<u32>> {
-    async move {
-        let workers: Vec<_> =
-            (0..load.depth).map(|index| spawn_local(worker(device.clone(), load, index, end))).collect();
-        let mut all = Vec::new();
-        for worker in workers {
-            all.extend(worker.await.expect("no worker panics"));
-        }
-        all
+async fn run(device: BdevRef, load: Load, end: Instant) -> Vec<u32> {
+    let workers: Vec<_> = (0..load.depth).map(|index| spawn_local(worker(device.clone(), load, index, end))).collect();
+    let mut all = Vec::new();
+    for worker in workers {
+        all.extend(worker.await.expect("no worker panics"));
     }
+    all
 }
 
 async fn worker(device: BdevRef, load: Load, index: usize, end: Instant) -> Vec<u32> {

@@ -226,7 +226,6 @@ pub(crate) struct Ring {
 }
 
 struct Inner {
-    // Declared before the slots: dropped first, though a ring is only dropped after `drain`.
     uring: IoUring,
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
@@ -391,6 +390,13 @@ impl Ring {
         } else {
             slot.state = SlotState::Abandoned;
         }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // The kernel may still write to the buffers of what is under way.
+        self.drain();
     }
 }
 

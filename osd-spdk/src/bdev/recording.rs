@@ -136,7 +136,7 @@ impl Recorder {
         let change = Rc::new(Change { offset, length, what });
         state.events.push(Event::Issued(id, change.clone()));
         self.operation(&mut state, move |state| {
-            change.apply(&mut state.current, |_| true);
+            change.apply(&mut state.current);
             state.events.push(Event::Completed(id));
         })
     }
@@ -279,7 +279,7 @@ impl Cursor {
                 for id in self.flushes.remove(id).expect("issued before") {
                     // Another flush may have been there first.
                     if let Some(unsure) = self.unsure.remove(&id) {
-                        unsure.change.apply(&mut self.image, |_| true);
+                        unsure.change.apply(&mut self.image);
                     }
                 }
             }
@@ -294,14 +294,14 @@ impl Cursor {
         match fate {
             Fate::Lost => 0,
             Fate::Kept => {
-                unsure.iter().for_each(|unsure| unsure.change.apply(image, |_| true));
+                unsure.iter().for_each(|unsure| unsure.change.apply(image));
                 0
             }
             Fate::Killed(seed) => {
                 let mut random = Random(seed);
                 for unsure in unsure {
                     if unsure.completed.is_some() || random.next().is_multiple_of(2) {
-                        unsure.change.apply(image, |_| true);
+                        unsure.change.apply(image);
                     }
                 }
                 random.next()
@@ -314,8 +314,8 @@ impl Cursor {
                 for unsure in unsure {
                     match random.next() % 3 {
                         0 => {}
-                        1 => unsure.change.apply(image, |_| true),
-                        _ => unsure.change.apply(image, |_| random.next().is_multiple_of(2)),
+                        1 => unsure.change.apply(image),
+                        _ => unsure.change.apply_torn(image, || random.next().is_multiple_of(2)),
                     }
                 }
                 random.next()
@@ -361,25 +361,35 @@ enum What {
 }
 
 impl Change {
+    fn apply(&self, image: &mut Image) {
+        self.pieces(CHUNK_BYTES, |at, piece| image.write(at, piece));
+    }
+
     /// Applies the sectors that `keep` wants.
-    fn apply(&self, image: &mut Image, mut keep: impl FnMut(u64) -> bool) {
+    fn apply_torn(&self, image: &mut Image, mut keep: impl FnMut() -> bool) {
+        self.pieces(SECTOR_BYTES as usize, |at, sector| {
+            if keep() {
+                image.write(at, sector);
+            }
+        });
+    }
+
+    fn pieces(&self, piece_bytes: usize, mut write: impl FnMut(u64, &[u8])) {
         let mut at = self.offset;
         match &self.what {
             What::Data(data) => {
-                for sector in data.iter().flat_map(|bytes| bytes.chunks(SECTOR_BYTES as usize)) {
-                    if keep(at) {
-                        image.write(at, sector);
-                    }
-                    at += sector.len() as u64;
+                for piece in data.iter().flat_map(|bytes| bytes.chunks(piece_bytes)) {
+                    write(at, piece);
+                    at += piece.len() as u64;
                 }
             }
             What::Fill(byte) => {
-                let fill = [*byte; SECTOR_BYTES as usize];
-                while at < self.offset + self.length {
-                    if keep(at) {
-                        image.write(at, &fill);
-                    }
-                    at += SECTOR_BYTES;
+                let fill = [*byte; CHUNK_BYTES];
+                let end = self.offset + self.length;
+                while at < end {
+                    let piece = piece_bytes.min((end - at) as usize);
+                    write(at, &fill[..piece]);
+                    at += piece as u64;
                 }
             }
         }
@@ -432,6 +442,8 @@ impl Random {
     }
 }
 
+/// What is applied at once when nothing is torn; a multiple of the sector.
+const CHUNK_BYTES: usize = 4096;
 /// What an unmapped range is filled with.
 const GARBAGE: u8 = 0xdb;
 
