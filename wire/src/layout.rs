@@ -88,7 +88,7 @@ impl StripeHint {
     pub fn validate(&self) -> Result<(), Status> {
         let size = self.size_bytes.unwrap_or(STRIPE_SIZE_DEFAULT);
         let count = self.count.unwrap_or(1);
-        if size == 0 || size % STRIPE_SIZE_MIN != 0 || count < -1 || count > STRIPE_COUNT_MAX as i32 {
+        if size == 0 || !size.is_multiple_of(STRIPE_SIZE_MIN) || count < -1 || count > STRIPE_COUNT_MAX as i32 {
             return Err(Status::EINVAL);
         }
         Ok(())
@@ -131,7 +131,7 @@ impl Layout {
         match &self.components[..] {
             [one] if one.pattern == Pattern::Raid0 && one.start == 0 && one.end == u64::MAX => {
                 let stripes_fit = (1..=STRIPE_COUNT_MAX).contains(&one.stripes.len());
-                let size_fits = one.stripe_size_bytes != 0 && one.stripe_size_bytes % STRIPE_SIZE_MIN == 0;
+                let size_fits = one.stripe_size_bytes != 0 && one.stripe_size_bytes.is_multiple_of(STRIPE_SIZE_MIN);
                 if stripes_fit && size_fits { Ok(()) } else { Err(Status::EINVAL) }
             }
             _ => Err(Status::EOPNOTSUPP),
