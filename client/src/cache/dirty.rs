@@ -87,6 +87,11 @@ impl DirtyMap {
         self.overlapping(range).into_iter().map(cut).collect()
     }
 
+    /// Offset, length and time of everything dirty.
+    pub fn times(&self) -> impl Iterator<Item = (u64, u64, Time)> {
+        self.segments.iter().map(|(offset, segment)| (*offset, segment.data.len() as u64, segment.time))
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> u64 {
         self.bytes
