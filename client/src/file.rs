@@ -9,8 +9,8 @@ use std::rc::{Rc, Weak};
 
 use futures_util::future::{join_all, try_join_all};
 use nacre_reactor::Bytes;
-use nacre_wire::ldlm::Mode;
 use nacre_wire::layout::Piece;
+use nacre_wire::ldlm::Mode;
 use nacre_wire::op::space_mode;
 use nacre_wire::{Attr, Fid, Layout, Status, Time};
 use tokio::sync::Mutex;
@@ -26,8 +26,6 @@ use crate::writeback;
 
 /// The data of a file that has objects.
 pub(crate) struct File {
-    /// The file.
-    pub fid: Fid,
     /// Where its bytes are.
     pub layout: Layout,
     /// One for each stripe.
@@ -38,7 +36,7 @@ pub(crate) struct File {
 }
 
 /// How data is written.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct WriteHow {
     /// At the end, wherever that is.
     pub append: bool,
@@ -46,6 +44,8 @@ pub(crate) struct WriteHow {
     pub direct: bool,
     /// To stable media.
     pub sync: bool,
+    /// mtime and ctime of the write.
+    pub time: Time,
 }
 
 impl File {
@@ -60,7 +60,7 @@ impl File {
             let object = |(stripe, (object, ost))| Object::new(object, ost, me.clone(), fid, stripe);
             let objects: Vec<Rc<Object>> = osts.into_iter().enumerate().map(object).collect();
             objects.iter().for_each(|object| object.fresh.set(fresh));
-            File { fid, layout, objects, append: Mutex::new(()), errors: Cell::default() }
+            File { layout, objects, append: Mutex::new(()), errors: Cell::default() }
         }))
     }
 
@@ -119,6 +119,16 @@ impl File {
     /// Newest ctime that is known of any object.
     pub fn newest_ctime(&self) -> Time {
         self.objects.iter().filter_map(|object| object.attr()).map(|attr| attr.ctime).max().unwrap_or_default()
+    }
+
+    /// The file's size, if it is known for sure.
+    pub fn size_known(&self) -> Option<u64> {
+        let attrs: Option<Vec<Attr>> = self
+            .objects
+            .iter()
+            .map(|object| if object.ost.holds_everything(object.fid) { object.attr() } else { None })
+            .collect();
+        attrs.map(|attrs| self.size_of(&attrs))
     }
 
     /// The file's size.
@@ -342,7 +352,7 @@ impl File {
         locks: &[Option<LockUse>],
         how: WriteHow,
     ) -> Result<(), Status> {
-        let time = client.env.wall();
+        let time = how.time;
         let mut through = Vec::new();
         for piece in self.layout.split(range.clone()) {
             let object = &self.objects[piece.stripe];
@@ -350,14 +360,16 @@ impl File {
             if !how.direct {
                 object.set_kernel_has_data(true);
             }
-            let behind = !how.direct && !how.sync && loop {
-                if object.write_behind(piece.object_offset, part.clone(), time, client.env.now()) {
-                    break true;
-                }
-                if !writeback::wait_for_grant(&object.ost).await {
-                    break false;
-                }
-            };
+            let behind = !how.direct
+                && !how.sync
+                && loop {
+                    if object.write_behind(piece.object_offset, part.clone(), time, client.env.now()) {
+                        break true;
+                    }
+                    if !writeback::wait_for_grant(&object.ost).await {
+                        break false;
+                    }
+                };
             if !behind {
                 let cookie = locks[piece.stripe].as_ref().map_or(0, |held| held.cookie);
                 add(&client.stats.write_through_calls, 1);

@@ -189,23 +189,31 @@ impl InodeTable {
         Change { table: self.clone(), inodes }
     }
 
-    /// Takes in an inode as the MDT told it. `lock_void`: the reply's locks belong to a session that is gone. `change`:
-    /// the answer is to an own change of this inode (or made it).
-    pub fn accept(&self, told: &mdt::Inode, stamp: Stamp, lock_void: bool, change: Option<&Change>) -> Rc<Inode> {
+    /// Takes in an inode as the MDT told it. `change`: the own change that this is the answer to.
+    pub fn accept(&self, told: &mdt::Inode, stamp: Stamp, change: Option<&Change>) -> Rc<Inode> {
         let inode = self.get_or_insert(told.fid);
-        if !lock_void {
-            self.add_lock(&inode, &told.lock);
-        }
+        self.add_lock(&inode, &told.lock);
         match change {
             Some(change) if change.has(told.fid) => inode.take_changed_attr(&told.attr),
             _ => inode.take_told_attr(&told.attr, stamp),
         }
         let mut state = inode.state.borrow_mut();
-        if state.bits().contains(Ibits::LAYOUT) {
+        // Objects are given once: an answer without them is an old one.
+        let forgets = told.layout.is_none() && matches!(state.layout, Some(Some(_)));
+        if state.bits().contains(Ibits::LAYOUT) && !forgets {
             state.layout = Some(told.layout.clone());
         }
         drop(state);
         inode
+    }
+
+    /// Takes in attributes that came with the answer to an own change, if the inode is known.
+    pub fn accept_attr(&self, fid: Fid, attr: &Attr, stamp: Stamp, change: Option<&Change>) {
+        let Some(inode) = self.get(fid) else { return };
+        match change {
+            Some(change) if change.has(fid) => inode.take_changed_attr(attr),
+            _ => inode.take_told_attr(attr, stamp),
+        }
     }
 
     /// Takes in a lock on an inode.
@@ -570,11 +578,6 @@ impl Inode {
         }
     }
 
-    /// Forgets the attributes: they were changed by somebody the lock does not speak of.
-    pub fn forget_attr(&self) {
-        self.state.borrow_mut().attr = None;
-    }
-
     fn take_told_attr(&self, attr: &Attr, stamp: Stamp) {
         let quiet = self.quiet_since(stamp);
         let mut state = self.state.borrow_mut();
@@ -657,8 +660,8 @@ mod tests {
     #[test]
     fn attributes_and_names_live_as_long_as_their_lock() {
         let table = Rc::new(InodeTable::default());
-        let dir = table.accept(&told(DIR, 1, 2, 10), table.stamp(), false, None);
-        let child = table.accept(&told(CHILD, 1, 1, 11), table.stamp(), false, None);
+        let dir = table.accept(&told(DIR, 1, 2, 10), table.stamp(), None);
+        let child = table.accept(&told(CHILD, 1, 1, 11), table.stamp(), None);
         table.add_name(&dir, b"a", &child, table.stamp());
         assert!(table.add_absent(&dir, b"b", table.stamp()));
         assert!(matches!(table.find_name(&dir, b"a"), Name::Child(inode) if inode.fid == CHILD));
@@ -676,31 +679,31 @@ mod tests {
     fn a_revocation_that_overtakes_its_lock_wins() {
         let table = Rc::new(InodeTable::default());
         assert!(table.revoke(CHILD, 11).is_none());
-        let child = table.accept(&told(CHILD, 1, 1, 11), table.stamp(), false, None);
+        let child = table.accept(&told(CHILD, 1, 1, 11), table.stamp(), None);
         assert_eq!((child.bits(), nlink(&child)), (Ibits::empty(), None));
     }
 
     #[test]
     fn answers_older_than_an_own_change_are_not_kept() {
         let table = Rc::new(InodeTable::default());
-        let child = table.accept(&told(CHILD, 5, 1, 11), table.stamp(), false, None);
+        let child = table.accept(&told(CHILD, 5, 1, 11), table.stamp(), None);
         let before = table.stamp();
         let change = table.begin_change(&[CHILD]);
-        table.accept(&told(CHILD, 6, 2, 0), before, false, Some(&change));
+        table.accept(&told(CHILD, 6, 2, 0), before, Some(&change));
         drop(change);
-        table.accept(&told(CHILD, 5, 1, 0), before, false, None);
+        table.accept(&told(CHILD, 5, 1, 0), before, None);
         assert_eq!(nlink(&child), Some(2));
         // Crossing changes whose answers come in the other order: the later version stays.
         let (one, two) = (table.begin_change(&[CHILD]), table.begin_change(&[CHILD]));
-        table.accept(&told(CHILD, 8, 4, 0), before, false, Some(&two));
-        table.accept(&told(CHILD, 7, 3, 0), before, false, Some(&one));
+        table.accept(&told(CHILD, 8, 4, 0), before, Some(&two));
+        table.accept(&told(CHILD, 7, 3, 0), before, Some(&one));
         assert_eq!(nlink(&child), Some(4));
     }
 
     #[test]
     fn a_listing_serves_reads_from_its_middle() {
         let table = Rc::new(InodeTable::default());
-        let dir = table.accept(&told(DIR, 1, 2, 10), table.stamp(), false, None);
+        let dir = table.accept(&told(DIR, 1, 2, 10), table.stamp(), None);
         let entry = |cookie| (cookie, vec![cookie as u8], CHILD, 0);
         let page = Rc::new(DirPage { entries: vec![entry(5), entry(9)], end: false });
         table.add_page(&dir, 0, page, table.stamp());
@@ -715,7 +718,7 @@ mod tests {
     fn shrinking_takes_those_not_used_lately() {
         let table = Rc::new(InodeTable::default());
         for oid in 1..=10 {
-            table.accept(&told(Fid::new(0x2_0000_0401, oid), 1, 1, oid.into()), table.stamp(), false, None);
+            table.accept(&told(Fid::new(0x2_0000_0401, oid), 1, 1, oid.into()), table.stamp(), None);
         }
         assert_eq!(table.shrink(10, 100).len(), 0);
         assert_eq!(table.shrink(9, 100).len(), 0, "all were used since the last round");

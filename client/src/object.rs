@@ -66,6 +66,8 @@ struct State {
     blocks_unknown: bool,
     /// Questions under way whose answers bring attributes.
     questions: u32,
+    /// Their answers may be from before a truncate of ours.
+    answers_stale: bool,
     /// Our writes that were answered since the first of them was asked: end and time.
     written_since: Option<(u64, Time)>,
 }
@@ -159,11 +161,15 @@ impl Object {
     pub fn question_answered(&self) {
         let mut state = self.state.borrow_mut();
         state.questions = state.questions.saturating_sub(1);
+        state.answers_stale &= state.questions > 0;
     }
 
     /// The OST told attributes.
     pub fn learn(&self, told: Attr) {
         let mut state = self.state.borrow_mut();
+        if state.answers_stale {
+            return;
+        }
         let mut attr = told;
         if let Some((end, time)) = state.written_since {
             // The answer may be from before these writes.
@@ -231,7 +237,8 @@ impl Object {
     pub fn write_behind(self: &Rc<Object>, offset: u64, data: Bytes, time: Time, now: Duration) -> bool {
         let range = offset..offset + data.len() as u64;
         let mut state = self.state.borrow_mut();
-        let new_blocks: u64 = state.dirty_blocks.gaps(blocks(range.clone())).iter().map(|gap| gap.end - gap.start).sum();
+        let new_blocks: u64 =
+            state.dirty_blocks.gaps(blocks(range.clone())).iter().map(|gap| gap.end - gap.start).sum();
         if !self.ost.reserve(new_blocks) {
             return false;
         }
@@ -459,6 +466,7 @@ impl Object {
             state.blocks_unknown = !empty;
         }
         state.written_since = None;
+        state.answers_stale = state.questions > 0;
         Ok(())
     }
 

@@ -26,8 +26,8 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::spawn_local;
 
 use crate::Client;
-use crate::client::run;
 use crate::cache::blocks;
+use crate::client::run;
 use crate::object::Object;
 use crate::stats::add;
 

@@ -22,7 +22,8 @@ pub(crate) struct ReadAhead {
 impl ReadAhead {
     /// A read arrives; answers what should be read ahead now, if anything.
     pub fn read(&mut self, range: &Range<u64>, window_bytes_max: u64, file_size: u64) -> Option<Range<u64>> {
-        let near = range.start <= self.next.saturating_add(SLACK_BYTES) && range.end.saturating_add(SLACK_BYTES) > self.next;
+        let near =
+            range.start <= self.next.saturating_add(SLACK_BYTES) && range.end.saturating_add(SLACK_BYTES) > self.next;
         if !near {
             *self = ReadAhead { next: range.end, window_bytes: 0, ahead_to: 0 };
             return None;

@@ -14,11 +14,11 @@ use nacre_wire::op::io_flags;
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::timeout;
 
+use crate::Client;
 use crate::cache::BLOCK_BYTES;
 use crate::object::{Batch, Object};
 use crate::ost::Ost;
 use crate::stats::add;
-use crate::Client;
 
 const WHOLE: Range<u64> = 0..u64::MAX;
 

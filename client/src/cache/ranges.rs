@@ -56,8 +56,7 @@ impl RangeSet {
 
     /// Whether all bytes of the range are in the set.
     pub fn covers(&self, range: &Range<u64>) -> bool {
-        range.is_empty()
-            || self.ranges.range(..=range.start).next_back().is_some_and(|(_, &end)| end >= range.end)
+        range.is_empty() || self.ranges.range(..=range.start).next_back().is_some_and(|(_, &end)| end >= range.end)
     }
 
     /// The parts of a range that are not in the set.
