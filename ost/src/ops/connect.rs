@@ -74,7 +74,7 @@ pub(crate) fn replay_locks(ost: &Rc<Ost>, session: &Rc<Session>, call: &Call) ->
     if locks.iter().any(|(resource, _): &(Fid, _)| ost.own_object(*resource).is_err()) {
         return Err(Status::WRONG_TARGET);
     }
-    let refused = ost.locks.replay(client, &locks)?;
+    let refused = ost.locks.replay(client, &locks);
     if let Some((resource, lock)) = refused.first() {
         tracing::warn!(
             "{}: {} of {} locks of {} cannot be taken back; the first: {:#x} on {resource}",
