@@ -179,6 +179,7 @@ pub trait Store {
     fn xattr<'a>(&'a self, fid: Fid, name: &'a [u8]) -> Fut<'a, Result<Option<Vec<u8>>, StoreError>>;
 
     /// All extended attributes, by name.
+    #[allow(clippy::type_complexity, reason = "pairs of name and value")]
     fn xattrs(&self, fid: Fid) -> Fut<'_, Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError>>;
 
     /// Value of a key of an index object.
@@ -230,7 +231,7 @@ pub struct StoreError {
     /// What exactly, for people.
     pub context: String,
     /// The device's word.
-    pub source: Option<crate::bdev::BdevError>,
+    pub source: Option<Box<crate::bdev::BdevError>>,
 }
 
 /// Kinds of [`StoreError`].

@@ -9,7 +9,6 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 
 use super::{Extent, RunIo};
-use crate::bdev::BdevError;
 use crate::format::run::{
     BlockKind, BlockRef, Damage, Entries, Footer, Partition, RUN_ALIGN_BYTES, RunHandle, decode_block,
 };
@@ -108,7 +107,7 @@ pub(super) fn damaged(handle: &RunHandle, offset: u64, damage: Damage) -> StoreE
         op: "index",
         fid: None,
         context: format!("run {}, block at byte {offset} ({device}): {}", handle.id, damage.0),
-        source: None::<BdevError>,
+        source: None,
     }
 }
 

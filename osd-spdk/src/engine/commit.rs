@@ -1,0 +1,172 @@
+//! The commit: one synchronous step that numbers a transaction, writes its record and makes it visible.
+
+use nacre_wire::Attr;
+
+use super::extents::Outcome;
+use super::index::Change;
+use super::submit::{Plan, Target, position};
+use super::{Inner, error};
+use crate::format::log::Item;
+use crate::format::object::{Kind, encode_attr, encode_mapping, key};
+use crate::format::run::Extent;
+use crate::format::superblock::BLOCK_BYTES;
+use crate::store::{Op, StoreError, StoreErrorKind, Transaction, Transno};
+
+/// What becomes of one object.
+struct Fate {
+    attr: Option<Attr>,
+    changed: bool,
+    extents: Outcome,
+}
+
+impl Inner {
+    /// Nothing can fail once the first map is changed.
+    pub(crate) fn commit(
+        &self,
+        transaction: Transaction,
+        targets: &[Target],
+        plan: Plan,
+    ) -> Result<Transno, StoreError> {
+        if record_bytes_estimate(&transaction, targets, &plan) > self.log.record_bytes_max() {
+            return Err(error(StoreErrorKind::TooBig, "submit", None, "the transaction does not fit the log"));
+        }
+        let transno = self.log.last() + 1;
+        let mut fates: Vec<Fate> = targets
+            .iter()
+            .map(|target| Fate {
+                attr: target.object.attr.borrow().clone(),
+                changed: false,
+                extents: Outcome::default(),
+            })
+            .collect();
+        let mut changes: Vec<Change> = Vec::with_capacity(transaction.ops.len() + 2);
+        let mut objects = 0;
+        let Plan { edits, mut removals, reservations, data } = plan;
+        for (i, op) in transaction.ops.into_iter().enumerate() {
+            let at = position(targets, &op);
+            let fate = &mut fates[at];
+            {
+                let object = &targets[at].object;
+                let mut map = object.extents.borrow_mut();
+                edits[i].iter().for_each(|edit| map.apply(edit, transno, &mut fate.extents));
+                if self.log.checks_data() && !edits[i].is_empty() {
+                    object.born.set(transno);
+                }
+            }
+            let removals = std::mem::take(&mut removals[i]);
+            objects += fate.apply(op, transno, removals, &mut changes);
+        }
+
+        let mut given: Vec<Extent> = Vec::new();
+        for (fate, target) in fates.iter_mut().zip(targets) {
+            let object = &target.object;
+            let map = object.extents.borrow();
+            for logical in std::mem::take(&mut fate.extents.touched) {
+                let value = map.at(logical).map(encode_mapping);
+                changes.push((key(Kind::Extent, object.fid, &logical.to_be_bytes()), value));
+            }
+            given.append(&mut fate.extents.given);
+            if !fate.changed {
+                continue;
+            }
+            if let Some(attr) = &mut fate.attr {
+                attr.version = transno;
+                let blocks = (attr.allocated_bytes / BLOCK_BYTES).saturating_add_signed(fate.extents.blocks);
+                attr.allocated_bytes = blocks * BLOCK_BYTES;
+            }
+            changes.push((key(Kind::Attr, object.fid, &[]), fate.attr.as_ref().map(encode_attr)));
+            *object.attr.borrow_mut() = fate.attr.take();
+        }
+
+        let taken: Vec<Extent> = reservations.into_iter().flat_map(|reservation| reservation.take()).collect();
+        let puts = changes.iter().map(|(key, value)| match value {
+            Some(value) => Item::Put(key, value),
+            None => Item::Delete(key),
+        });
+        let takes = taken.iter().map(|extent| Item::Take(*extent));
+        let gives = given.iter().map(|extent| Item::Give(*extent));
+        let checks = data.iter().map(|(extent, crc)| Item::Data(*extent, *crc));
+        let appended = self.log.append(objects, checks.chain(takes).chain(gives).chain(puts));
+        debug_assert_eq!(appended, transno);
+        taken.into_iter().for_each(|extent| self.space.commit(extent));
+        given.into_iter().for_each(|extent| self.space.give(extent, transno));
+        self.object_count.set(self.object_count.get().saturating_add_signed(i64::from(objects)));
+        self.tree.apply(changes);
+        if self.checkpoint_is_due() {
+            self.log.wants_checkpoint.notify_one();
+        }
+        Ok(transno)
+    }
+}
+
+impl Fate {
+    /// Applies what is not in the extent map; the answer is by how many objects there are more.
+    fn apply(&mut self, op: Op, transno: Transno, removals: Vec<Box<[u8]>>, changes: &mut Vec<Change>) -> i32 {
+        let fid = op.fid();
+        self.changed |= !matches!(op, Op::Put { .. } | Op::Delete { .. });
+        match op {
+            Op::Create { attr, .. } => {
+                self.attr = Some(Attr { size: 0, allocated_bytes: 0, version: transno, ..attr });
+                // What is counted from here on belongs to the new object.
+                self.extents.blocks = 0;
+                return 1;
+            }
+            Op::Destroy { .. } => {
+                self.attr = None;
+                // Entries that this transaction put before go too.
+                let own = [key(Kind::Xattr, fid, &[]), key(Kind::Index, fid, &[])];
+                let earlier = changes.iter().filter(|(key, _)| own.iter().any(|own| key.starts_with(own)));
+                let earlier: Vec<_> = earlier.map(|(key, _)| (key.clone(), None)).collect();
+                changes.extend(earlier);
+                changes.extend(removals.into_iter().map(|key| (key, None)));
+                return -1;
+            }
+            Op::SetXattr { name, value, .. } => {
+                changes.push((key(Kind::Xattr, fid, &name), Some(value.into_boxed_slice())));
+            }
+            Op::RemoveXattr { name, .. } => changes.push((key(Kind::Xattr, fid, &name), None)),
+            Op::Put { key: name, value, .. } => {
+                changes.push((key(Kind::Index, fid, &name), Some(value.into_boxed_slice())));
+            }
+            Op::Delete { key: name, .. } => changes.push((key(Kind::Index, fid, &name), None)),
+            Op::SetAttr { patch, .. } => self.with_attr(|attr| attr.apply(&patch)),
+            Op::Write { offset, data, .. } if !data.is_empty() => self.grow(offset + data.len() as u64),
+            Op::Truncate { size, .. } => self.with_attr(|attr| attr.size = size),
+            Op::Allocate { range, keep_size, .. } | Op::Zero { range, keep_size, .. } if !keep_size => {
+                self.grow(range.end);
+            }
+            Op::Write { .. } | Op::Allocate { .. } | Op::Zero { .. } | Op::Punch { .. } => {}
+        }
+        0
+    }
+
+    fn with_attr(&mut self, change: impl FnOnce(&mut Attr)) {
+        // Validated: the object is there.
+        if let Some(attr) = &mut self.attr {
+            change(attr);
+        }
+    }
+
+    fn grow(&mut self, end: u64) {
+        self.with_attr(|attr| attr.size = attr.size.max(end));
+    }
+}
+
+/// An upper bound of the record's size.
+fn record_bytes_estimate(transaction: &Transaction, targets: &[Target], plan: &Plan) -> usize {
+    let ops = transaction.ops.iter().map(|op| match op {
+        Op::Put { key, value, .. } => key.len() + value.len() + 64,
+        Op::SetXattr { name, value, .. } => name.len() + value.len() + 64,
+        _ => 320,
+    });
+    let removals = plan.removals.iter().flatten().map(|key| key.len() + 8);
+    let pieces = plan.edits.iter().zip(&transaction.ops).map(|(edits, op)| {
+        let map = targets[position(targets, op)].object.extents.borrow();
+        edits.iter().map(|edit| (map.count(edit.range()) + 2) * EXTENT_RECORD_BYTES).sum::<usize>()
+    });
+    let space: usize = plan.reservations.iter().map(|reservation| reservation.extents.len() * 64).sum();
+    ops.sum::<usize>() + removals.sum::<usize>() + pieces.sum::<usize>() + space + plan.data.len() * 32 + 16
+}
+
+/// A key with its extent, or its removal and the space given.
+const EXTENT_RECORD_BYTES: usize = 80;
