@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle as Thread;
@@ -215,8 +216,8 @@ fn run(
     if let Some(runtime) = runtime {
         runtime.block_on(async {
             while let Some(Job::Run(job)) = inbox.recv().await {
-                // In a task of its own: a panic in `make` ends that task, not the reactor.
-                tokio::task::spawn_local(async move { job() });
+                // A panic in `make` is that caller's: its answer says so. The panic hook has reported it.
+                let _ = catch_unwind(AssertUnwindSafe(job));
             }
             inbox.close();
         });
@@ -274,6 +275,8 @@ mod tests {
 
         let gone = second.spawn(std::future::pending::<()>);
         let panics = second.spawn(|| async { panic!("on purpose") });
+        assert_eq!(panics.wait(), Err(ReactorGone));
+        let panics = second.spawn(|| -> std::future::Ready<()> { panic!("before the first await, on purpose") });
         assert_eq!(panics.wait(), Err(ReactorGone));
         assert_eq!(second.spawn(|| async { 1 }).wait(), Ok(1), "the reactor survives a task's panic");
         let second = second.clone();
