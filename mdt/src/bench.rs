@@ -369,7 +369,8 @@ impl NullOst {
             }
             OP_STATFS => {
                 let free_bytes = self.free_bytes.get();
-                let reply = OstStatfs { total_bytes: 1 << 40, free_bytes, target_uuid: self.uuid, ..OstStatfs::default() };
+                let reply =
+                    OstStatfs { total_bytes: 1 << 40, free_bytes, target_uuid: self.uuid, ..OstStatfs::default() };
                 Ok(rpc_answer(&reply, 0))
             }
             OP_DISCONNECT | OP_REPLAY_DONE => Ok(rpc_answer(&(), 0)),

@@ -200,14 +200,7 @@ impl Mdt {
         let clients = load_clients(&*store).await.map_err(failed)?;
         let awaited: BTreeSet<Uuid> = clients.keys().copied().collect();
         let params = Rc::new(params);
-        let objects = Objects::new(
-            env.clone(),
-            store.clone(),
-            connector,
-            params.clone(),
-            config.uuid,
-            config.index,
-        );
+        let objects = Objects::new(env.clone(), store.clone(), connector, params.clone(), config.uuid, config.index);
         let locks = Locks::new(&env, incarnation, &params);
         let mdt = Rc::new(Mdt {
             fids: FidSource::new(config.index, fid_mark),
@@ -328,7 +321,8 @@ impl Mdt {
             ($module:ident) => {{
                 let request: ops::$module::Request = rpc_body(&call)?;
                 let slot = request.slot;
-                let body = self.once(who, slot, move |mdt, who| async move { ops::$module::run(&mdt, &who, request).await });
+                let body =
+                    self.once(who, slot, move |mdt, who| async move { ops::$module::run(&mdt, &who, request).await });
                 Ok(self.answer_of(body.await?))
             }};
         }
@@ -676,7 +670,11 @@ async fn load_clients(store: &dyn Store) -> Result<BTreeMap<Uuid, Rc<Client>>, S
             // A client that is gone; its next life clears the rest away.
             (None, _) => {}
             (Some(client), Err(_)) => {
-                tracing::error!(client = *client.name.borrow(), index, "a reply slot cannot be read; a resend will run again");
+                tracing::error!(
+                    client = *client.name.borrow(),
+                    index,
+                    "a reply slot cannot be read; a resend will run again"
+                );
             }
         }
     }

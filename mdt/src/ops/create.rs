@@ -118,11 +118,7 @@ async fn make(mdt: &Mdt, who: &Caller, request: &Create, dir: Dir) -> Result<Don
 
     let opened = request.open.filter(|_| attr.is_file());
     let handle = if opened.is_some() { mdt.next_handle() } else { 0 };
-    let new = New {
-        fid: Some(&new_fid),
-        layout: layout.as_ref(),
-        open_flags: opened.unwrap_or_default().bits(),
-    };
+    let new = New { fid: Some(&new_fid), layout: layout.as_ref(), open_flags: opened.unwrap_or_default().bits() };
     let reply = CreateReply {
         inode: Inode { fid, attr, layout: layout.clone(), lock: NO_LOCK },
         created: true,
@@ -152,8 +148,7 @@ async fn existing(
     if target.kind == mode::DIR && flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
         return Err(Status::EISDIR);
     }
-    let opening =
-        Opening { cred: &request.cred, fid: target.fid, flags, lock: request.lock, time: request.time };
+    let opening = Opening { cred: &request.cred, fid: target.fid, flags, lock: request.lock, time: request.time };
     let mut reply = open::open(mdt, who, opening).await?;
     reply.reply.parent = Some(dir.attr.clone());
     Ok(reply)

@@ -4,9 +4,9 @@
 //!
 //! Lock order: none.
 
+use nacre_wire::Status;
 use nacre_wire::attr::mode;
 use nacre_wire::mdt::GetXattr;
-use nacre_wire::Status;
 
 use super::set_xattr::Namespace;
 use crate::session::Caller;

@@ -14,7 +14,7 @@ use nacre_osd::store::{Durability, Op, Transaction};
 use nacre_wire::attr::mode;
 use nacre_wire::layout::StripeHint;
 use nacre_wire::ldlm::Ibits;
-use nacre_wire::mdt::{Cred, CreateReply, Open, OpenFlags};
+use nacre_wire::mdt::{CreateReply, Cred, Open, OpenFlags};
 use nacre_wire::{Attr, AttrPatch, Fid, Layout, Status, Time, codec};
 
 use crate::session::{Caller, OpenFile};

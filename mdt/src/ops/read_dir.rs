@@ -8,9 +8,9 @@
 //! Lock order: none. The client's lock on the directory is granted before the names are read; a child's before its
 //! attributes are, and its name is looked up again if any name has changed since the names were read.
 
+use nacre_wire::Status;
 use nacre_wire::ldlm::Ibits;
 use nacre_wire::mdt::{DirEntry, ReadDir, ReadDirReply};
-use nacre_wire::Status;
 
 use crate::locks::NO_LOCK;
 use crate::names::{self, Target};
@@ -29,7 +29,12 @@ const STRIPE_BYTES: usize = 24;
 /// Room kept in the reply for what is not entries, bytes.
 const FRAME_BYTES: usize = 128;
 
-pub(crate) async fn run(mdt: &Mdt, who: &Caller, request: ReadDir, reply_bytes_max: u32) -> Result<ReadDirReply, Status> {
+pub(crate) async fn run(
+    mdt: &Mdt,
+    who: &Caller,
+    request: ReadDir,
+    reply_bytes_max: u32,
+) -> Result<ReadDirReply, Status> {
     let attr = mdt.attr(request.fid).await?;
     if !attr.is_dir() {
         return Err(Status::ENOTDIR);
@@ -111,9 +116,7 @@ impl Listing<'_> {
             Err(Status::ENOENT) => None,
             Err(status) => return Err(status),
         };
-        if self.mdt.names_changed.get() != changes
-            && self.mdt.entry(self.request.fid, name).await? != Some(target)
-        {
+        if self.mdt.names_changed.get() != changes && self.mdt.entry(self.request.fid, name).await? != Some(target) {
             if let Some(inode) = inode {
                 self.mdt.locks.give_back(&self.who.client, inode.fid, inode.lock);
             }

@@ -115,7 +115,12 @@ async fn ancestors(mdt: &Mdt, dir: Fid) -> Result<Vec<Fid>, Status> {
     Ok(above)
 }
 
-async fn hold_parents(mdt: &Mdt, who: &Caller, request: &Rename, above: &Above) -> Result<(Held, Option<Held>), Status> {
+async fn hold_parents(
+    mdt: &Mdt,
+    who: &Caller,
+    request: &Rename,
+    above: &Above,
+) -> Result<(Held, Option<Held>), Status> {
     let (old, new) = (request.parent, request.new_parent);
     if old == new {
         return Ok((mdt.hold(who, old, Ibits::UPDATE).await?, None));

@@ -75,11 +75,8 @@ pub(crate) enum Namespace {
 impl Namespace {
     /// EOPNOTSUPP for one that does not exist, EINVAL for a name that is only a prefix.
     pub(crate) fn of(name: &[u8]) -> Result<Namespace, Status> {
-        let known = [
-            (&b"user."[..], Namespace::User),
-            (b"trusted.", Namespace::Trusted),
-            (b"security.", Namespace::Security),
-        ];
+        let known =
+            [(&b"user."[..], Namespace::User), (b"trusted.", Namespace::Trusted), (b"security.", Namespace::Security)];
         let (prefix, namespace) =
             known.into_iter().find(|(prefix, _)| name.starts_with(prefix)).ok_or(Status::EOPNOTSUPP)?;
         if name.len() == prefix.len() { Err(Status::EINVAL) } else { Ok(namespace) }
