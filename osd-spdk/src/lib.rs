@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bdev;
+pub mod check;
 pub mod engine;
 pub mod format;
 pub mod model;

@@ -19,6 +19,7 @@ mod memtable;
 mod merge;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod write;
 
 use std::cell::{Cell, RefCell};
@@ -33,6 +34,7 @@ use self::blocks::{Blocks, Cache, Missing, Run};
 use self::lookup::RunCursor;
 use self::memtable::Memtable;
 use self::merge::RunStream;
+pub(crate) use self::verify::{RunDamage, verify_run};
 use self::write::RunWriter;
 use crate::format::filter::hash_key;
 pub use crate::format::run::{Extent, KEY_BYTES_MAX, RUN_ALIGN_BYTES, RunHandle, VALUE_BYTES_MAX};
