@@ -375,12 +375,12 @@ impl<'a> Check<'a> {
             };
             // Objects that are passed are complete.
             while let Some((passed, value)) = attr.take_if(|(own, _)| *own < fid) {
-                self.object_done(kind, passed, &value, &std::mem::take(&mut object));
+                self.object_done(kind, passed, &value, &object);
                 attr = self.next_attr(&mut attrs, kind).await?;
             }
             let there = attr.as_ref().is_some_and(|(own, _)| *own == fid);
-            if !there {
-                object = ObjectSum::default();
+            if object.fid != fid {
+                object = ObjectSum { fid, ..ObjectSum::default() };
             }
             let local = kind == Kind::Index && fid.seq == nacre_wire::fid::SEQ_LOCAL;
             let orphan = !there && !local && !doomed.contains(&fid);
@@ -396,7 +396,7 @@ impl<'a> Check<'a> {
             }
         }
         while let Some((passed, value)) = attr {
-            self.object_done(kind, passed, &value, &std::mem::take(&mut object));
+            self.object_done(kind, passed, &value, &object);
             attr = self.next_attr(&mut attrs, kind).await?;
         }
         Ok(())
@@ -468,7 +468,8 @@ impl<'a> Check<'a> {
     }
 
     fn object_done(&mut self, kind: Kind, fid: Fid, attr: &Attr, object: &ObjectSum) {
-        let (says, has) = (attr.allocated_bytes, object.blocks * BLOCK_BYTES);
+        let blocks = if object.fid == fid { object.blocks } else { 0 };
+        let (says, has) = (attr.allocated_bytes, blocks * BLOCK_BYTES);
         if kind != Kind::Extent || says == has || says == u64::MAX || !self.complete {
             return;
         }
@@ -536,9 +537,10 @@ impl Problem {
     }
 }
 
-/// What the extents of an object come to.
+/// What the extents of an object, the last one that was met, come to.
 #[derive(Default)]
 struct ObjectSum {
+    fid: Fid,
     blocks: u64,
     next_logical: u64,
 }

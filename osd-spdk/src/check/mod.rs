@@ -8,8 +8,6 @@ mod fsck;
 mod inspect;
 mod offline;
 mod repair;
-#[cfg(test)]
-mod tests;
 
 pub use fsck::{Fsck, Problem, ProblemKind, Verdict, fsck};
 pub use inspect::{
