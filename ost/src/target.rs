@@ -52,7 +52,7 @@ pub enum OstError {
         /// The target.
         label: String,
         /// The store's word.
-        source: StoreError,
+        source: Box<StoreError>,
     },
     /// What the store holds is no state of an OST.
     #[error("{label}: {what} is damaged; run nacre fsck on its device")]
@@ -129,7 +129,7 @@ impl Ost {
     /// life before.
     pub async fn start(env: Env, store: Rc<dyn Store>, config: OstConfig) -> Result<Rc<Ost>, OstError> {
         let label = target_label(&config.fsname, TargetKind::Ost, config.index);
-        let failed = |source| OstError::Store { label: label.clone(), source };
+        let failed = |source: StoreError| OstError::Store { label: label.clone(), source: Box::new(source) };
         let number = |what: &str, value: &[u8]| match <[u8; 8]>::try_from(value) {
             Ok(bytes) => Ok(u64::from_le_bytes(bytes)),
             Err(_) => Err(OstError::State { label: label.clone(), what: what.to_owned() }),
@@ -376,6 +376,16 @@ impl Ost {
         self.recovery_done(uuid);
     }
 
+    /// As [`Ost::forget`], and the change of the table is in the store when it answers.
+    pub(crate) async fn forget_and_wait(&self, client: ClientId, uuid: Uuid) -> Result<(), Status> {
+        self.grants.borrow_mut().remove(client);
+        self.recovery_done(uuid);
+        if self.known.borrow_mut().remove(&uuid).is_some() {
+            self.submit(vec![Op::Delete { index: CLIENTS, key: uuid.0.to_vec() }]).await?;
+        }
+        Ok(())
+    }
+
     /// The client has replayed, or has nothing to replay.
     pub(crate) fn recovery_done(&self, client: Uuid) {
         if self.recovery.borrow_mut().done(client) {
@@ -478,6 +488,7 @@ impl Drop for ChangeTime {
     }
 }
 
+#[allow(clippy::type_complexity, reason = "pairs of key and value")]
 async fn scan_all(store: &dyn Store, index: Fid) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
     let mut all: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     loop {

@@ -57,7 +57,7 @@ pub(crate) async fn disconnect(ost: &Rc<Ost>, session: &Rc<Session>, call: &Call
     ost.locks.remove(client);
     ost.handles.borrow_mut().close(session.id);
     if let Some(uuid) = session.client_uuid.get() {
-        ost.forget(client, uuid);
+        ost.forget_and_wait(client, uuid).await?;
     }
     // A clean goodbye leaves everything safe.
     ost.wait(ost.store.last_transno(), Durability::Stable).await?;

@@ -48,9 +48,10 @@ impl Context {
     /// if the client loses its own meanwhile.
     pub(crate) async fn write_locks(&self, ranges: &[(Fid, u64, Range)]) -> Result<Vec<LocalLock>, Status> {
         let check = || {
-            let own = ranges.iter().filter(|(_, cookie, _)| *cookie != 0);
-            own.map(|(object, cookie, range)| self.ost.check_lock(self.client, *object, *cookie, Mode::Pw, *range))
-                .collect::<Result<(), Status>>()
+            let mut own = ranges.iter().filter(|(_, cookie, _)| *cookie != 0);
+            own.try_for_each(|(object, cookie, range)| {
+                self.ost.check_lock(self.client, *object, *cookie, Mode::Pw, *range)
+            })
         };
         check()?;
         let mut sorted: Vec<(Fid, Range)> = ranges.iter().map(|(object, _, range)| (*object, *range)).collect();
