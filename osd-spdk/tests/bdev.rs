@@ -119,6 +119,31 @@ fn a_file_in_use_is_refused_in_words_and_free_when_its_user_ends() {
 }
 
 #[test]
+fn a_reader_changes_nothing_and_keeps_writers_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    std::fs::write(&path, vec![7; 65536]).unwrap();
+    let params = uring::Params { name: "Uring0".to_owned(), filename: path.clone(), block_size: 0, uuid: None };
+    on_reactor(async {
+        let first: BdevRef = Rc::new(Uring::open_read_only(&params).await.unwrap());
+        let second: BdevRef = Rc::new(Uring::open_read_only(&params).await.unwrap());
+        assert!(second.read(0, 65536).await.unwrap().iter().all(|byte| *byte == 7));
+        for result in [
+            first.write(0, vec![pattern(1, 4096)]).await,
+            first.write_zeroes(0, 65536).await,
+            first.write_zeroes(0, 4096).await,
+            first.unmap(0, 4096).await,
+        ] {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains("Read-only"), "{error}");
+        }
+        assert!(open(&path, 0).await.unwrap_err().to_string().contains("in use"));
+        drop((first, second));
+        assert_eq!(std::fs::read(&path).unwrap(), vec![7; 65536]);
+    });
+}
+
+#[test]
 fn uring_refuses_what_is_no_device_in_words() {
     let dir = tempfile::tempdir().unwrap();
     let small = dir.path().join("small");

@@ -90,7 +90,12 @@ impl Request {
             "bdev_malloc_create" => Deserialize::deserialize(params).map(Request::MallocCreate),
             "bdev_null_create" => Deserialize::deserialize(params).map(Request::NullCreate),
             "bdev_uring_create" => Deserialize::deserialize(params).map(Request::UringCreate),
-            "bdev_aio_create" => AioParams::deserialize(params).map(|aio| Request::UringCreate(aio.into())),
+            "bdev_aio_create" => AioParams::deserialize(params).and_then(|aio| {
+                if aio.readonly {
+                    return Err(serde::de::Error::custom("readonly: a target writes to its device"));
+                }
+                Ok(Request::UringCreate(aio.into()))
+            }),
             "bdev_delay_create" => Deserialize::deserialize(params).map(Request::DelayCreate),
             "bdev_delay_update_latency" => Deserialize::deserialize(params).map(Request::DelayUpdateLatency),
             "bdev_error_create" => Deserialize::deserialize(params).map(Request::ErrorCreate),
@@ -112,6 +117,8 @@ struct AioParams {
     block_size: u32,
     #[serde(default, deserialize_with = "super::uuid_text")]
     uuid: Option<nacre_wire::Uuid>,
+    #[serde(default)]
+    readonly: bool,
     /// We punch holes wherever the system can.
     #[serde(default, rename = "fallocate")]
     _fallocate: bool,
@@ -339,6 +346,11 @@ mod tests {
             let error = Request::parse(method, json!({"nonsense": 1})).expect(method).unwrap_err();
             assert!(error.to_string().contains("nonsense"), "{method}: {error}");
         }
+        let aio = json!({"name": "A", "filename": "x", "readonly": true, "fallocate": true});
+        let error = Request::parse("bdev_aio_create", aio).unwrap().unwrap_err();
+        assert!(error.to_string().contains("readonly"));
+        let aio = json!({"name": "A", "filename": "x", "readonly": false, "block_size": 512});
+        assert!(matches!(Request::parse("bdev_aio_create", aio), Some(Ok(Request::UringCreate(_)))));
         assert!(Request::parse("bdev_ocf_create", json!({})).is_none());
         let registry = Registry::new();
         let error = execute(&registry, "bdev_malloc_create", json!({"num_blocks": "many", "block_size": 512}));

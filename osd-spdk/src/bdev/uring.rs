@@ -42,6 +42,7 @@ pub struct Params {
 pub struct Uring {
     info: BdevInfo,
     fd: Rc<OwnedFd>,
+    access: Access,
     /// What the kernel wants of addresses for O_DIRECT, bytes.
     memory_alignment: usize,
     /// What the system can do with ranges, learned at the first refusal.
@@ -69,8 +70,17 @@ pub fn create_file(path: &Path, bytes: u64, reserve: bool) -> io::Result<()> {
 }
 
 impl Uring {
-    /// Opens and locks.
+    /// Opens and locks, for this process alone.
     pub async fn open(params: &Params) -> Result<Uring, BdevError> {
+        Uring::open_for(params, Access::ReadWrite).await
+    }
+
+    /// Opens to look: nothing can be written through it, others may look too, but nobody has it for writing.
+    pub async fn open_read_only(params: &Params) -> Result<Uring, BdevError> {
+        Uring::open_for(params, Access::ReadOnly).await
+    }
+
+    async fn open_for(params: &Params, access: Access) -> Result<Uring, BdevError> {
         let failed = |source: io::Error| BdevError {
             kind: BdevErrorKind::Open,
             bdev: params.name.clone(),
@@ -78,7 +88,7 @@ impl Uring {
             offset: 0,
             source: Some(source),
         };
-        let opened = open_and_lock(&params.filename).await.map_err(failed)?;
+        let opened = open_and_lock(&params.filename, access).await.map_err(failed)?;
         let block_bytes = match params.block_size {
             0 => opened.block_bytes,
             given => given,
@@ -111,6 +121,7 @@ impl Uring {
         Ok(Uring {
             info,
             fd: Rc::new(opened.fd),
+            access,
             memory_alignment: opened.memory_alignment,
             zero_range: Rc::new(Cell::new(true)),
         })
@@ -183,10 +194,19 @@ impl Uring {
         .boxed_local()
     }
 
+    /// What every operation that changes the device passes first.
+    fn check_writable(&self, op: &'static str, offset: u64) -> Result<(), BdevError> {
+        match self.access {
+            Access::ReadWrite => Ok(()),
+            Access::ReadOnly => Err(self.info.error(BdevErrorKind::Io, op, offset, Some(Errno::ROFS.into()))),
+        }
+    }
+
     fn clone_for_io(&self) -> Uring {
         Uring {
             info: self.info.clone(),
             fd: self.fd.clone(),
+            access: self.access,
             memory_alignment: self.memory_alignment,
             zero_range: self.zero_range.clone(),
         }
@@ -222,14 +242,15 @@ impl Bdev for Uring {
     }
 
     fn write(&self, offset: u64, data: Vec<Bytes>) -> BdevFuture<()> {
-        if let Err(error) = self.info.check_write(offset, &data) {
+        if let Err(error) = self.info.check_write(offset, &data).and_then(|_| self.check_writable("write", offset)) {
             return ready(Err(error));
         }
         self.answer("write", offset, ring::writev(&self.fd, offset, self.aligned(data))).boxed_local()
     }
 
     fn write_zeroes(&self, offset: u64, length: u64) -> BdevFuture<()> {
-        if let Err(error) = self.info.check("write_zeroes", offset, length) {
+        let checked = self.info.check("write_zeroes", offset, length);
+        if let Err(error) = checked.and_then(|()| self.check_writable("write_zeroes", offset)) {
             return ready(Err(error));
         }
         if length <= ZERO_BYTES_MAX || !self.zero_range.get() {
@@ -251,7 +272,7 @@ impl Bdev for Uring {
     }
 
     fn unmap(&self, offset: u64, length: u64) -> BdevFuture<()> {
-        let checked = self.info.check("unmap", offset, length);
+        let checked = self.info.check("unmap", offset, length).and_then(|()| self.check_writable("unmap", offset));
         // fallocate refuses an empty range.
         if checked.is_err() || length == 0 || !self.info.unmap {
             return ready(checked);
@@ -290,22 +311,33 @@ struct Opened {
     unmap: bool,
 }
 
-async fn open_and_lock(path: &Path) -> io::Result<Opened> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    ReadWrite,
+    ReadOnly,
+}
+
+async fn open_and_lock(path: &Path, access: Access) -> io::Result<Opened> {
     let named = |what: &str, errno: Errno| {
         io::Error::new(io::Error::from(errno).kind(), format!("{what} {}: {}", path.display(), io::Error::from(errno)))
     };
-    let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
+    let (mode, lock) = match access {
+        Access::ReadWrite => (OFlags::RDWR, FlockOperation::NonBlockingLockExclusive),
+        Access::ReadOnly => (OFlags::RDONLY, FlockOperation::NonBlockingLockShared),
+    };
+    let flags = mode | OFlags::DIRECT | OFlags::CLOEXEC;
     let kind = FileType::from_raw_mode(rustix::fs::stat(path).map_err(|errno| named("stat", errno))?.st_mode);
     let exclusive = match kind {
         FileType::RegularFile => OFlags::empty(),
         // Refuses what is mounted or part of a RAID.
-        FileType::BlockDevice => OFlags::EXCL,
+        FileType::BlockDevice if access == Access::ReadWrite => OFlags::EXCL,
+        FileType::BlockDevice => OFlags::empty(),
         _ => return Err(invalid(format!("{} is neither a file nor a block device", path.display()))),
     };
     let deadline = Instant::now() + IN_USE_PATIENCE;
     let fd = loop {
         let attempt = match rustix::fs::open(path, flags | exclusive, Mode::empty()) {
-            Ok(fd) => rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).map(|()| fd),
+            Ok(fd) => rustix::fs::flock(&fd, lock).map(|()| fd),
             Err(errno) => Err(errno),
         };
         match attempt {

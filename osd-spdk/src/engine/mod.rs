@@ -389,7 +389,13 @@ pub(crate) fn error(kind: StoreErrorKind, op: &'static str, fid: Option<Fid>, co
 }
 
 pub(crate) fn io_error(op: &'static str, fid: Option<Fid>, source: BdevError) -> StoreError {
-    StoreError { kind: StoreErrorKind::Io, op, fid, context: "the device failed".to_owned(), source: Some(Box::new(source)) }
+    StoreError {
+        kind: StoreErrorKind::Io,
+        op,
+        fid,
+        context: "the device failed".to_owned(),
+        source: Some(Box::new(source)),
+    }
 }
 
 fn corrupt(fid: Fid, what: &str) -> StoreError {
