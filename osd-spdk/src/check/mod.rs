@@ -9,7 +9,7 @@ mod inspect;
 mod offline;
 mod repair;
 
-pub use fsck::{Fsck, Problem, ProblemKind, Verdict, fsck};
+pub use fsck::{Fsck, PROBLEMS_MAX, Problem, ProblemKind, Verdict, fsck};
 pub use inspect::{
     ExtentView, Inspect, Inspection, KeyView, LogView, ObjectView, RecordView, RootView, RunView, SuperblockView,
     inspect,

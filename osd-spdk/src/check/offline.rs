@@ -366,7 +366,13 @@ pub(super) fn wrong(kind: StoreErrorKind, context: String) -> StoreError {
 }
 
 pub(super) fn io(op: &'static str, error: crate::bdev::BdevError) -> StoreError {
-    StoreError { kind: StoreErrorKind::Io, op, fid: None, context: "the device fails".into(), source: Some(error) }
+    StoreError {
+        kind: StoreErrorKind::Io,
+        op,
+        fid: None,
+        context: "the device fails".into(),
+        source: Some(Box::new(error)),
+    }
 }
 
 /// The words of an error without the operation in front.

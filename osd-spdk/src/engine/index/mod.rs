@@ -194,13 +194,27 @@ impl Tree {
         self.look_up(|state, blocks| state.get(key, blocks)).await
     }
 
-    /// Up to `limit` entries between the bounds, in order, as they are at one moment before it returns. Bounds that share the filter
-    /// prefix let runs without that prefix be skipped. Bounds that are the wrong way round contain nothing.
+    /// Up to `limit` entries between the bounds, in order. Every [`SCAN_MOMENT_ENTRIES`] of them are the truth of one moment, later ones
+    /// of a later moment. Bounds that share the filter prefix let runs without that prefix be skipped. Bounds that are the wrong
+    /// way round contain nothing.
     pub async fn scan(&self, from: Bound<&[u8]>, to: Bound<&[u8]>, limit: usize) -> Result<Vec<Entry>, StoreError> {
-        if is_empty_range(from, to) {
-            return Ok(Vec::new());
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut from = from.map(<[u8]>::to_vec);
+        while entries.len() < limit {
+            let start = from.as_ref().map(Vec::as_slice);
+            if is_empty_range(start, to) {
+                break;
+            }
+            let part = (limit - entries.len()).min(SCAN_MOMENT_ENTRIES);
+            let more = self.look_up(|state, blocks| state.scan(start, to, part, blocks)).await?;
+            let done = more.len() < part;
+            entries.extend(more);
+            match entries.last() {
+                Some((last, _)) if !done => from = Bound::Excluded(last.clone()),
+                _ => break,
+            }
         }
-        self.look_up(|state, blocks| state.scan(from, to, limit, blocks)).await
+        Ok(entries)
     }
 
     /// Last entry with `lowest ≤ key ≤ highest`.
@@ -597,6 +611,9 @@ fn is_empty_range(from: Bound<&[u8]>, to: Bound<&[u8]>) -> bool {
 
 /// Entries between two yields: some ten microseconds of merging.
 const YIELD_ENTRIES: usize = 64;
+/// Entries that a scan collects in one go. A lookup is repeated for blocks that must be read; without a bound a long scan of many
+/// blocks would begin anew too often.
+pub const SCAN_MOMENT_ENTRIES: usize = 4096;
 /// For the estimate how many blocks a scan will need.
 const ENTRIES_PER_BLOCK: usize = 100;
 /// Most blocks that a scan reads ahead in one run.

@@ -353,6 +353,24 @@ fn readers_see_one_moment_while_runs_come_and_go() {
 }
 
 #[test]
+fn long_scans_come_in_parts_that_join() {
+    run_local(async {
+        let io = Memory::new(4096, 64);
+        let options = TreeOptions { cache_bytes: 0, ..TreeOptions::default() };
+        let tree = open(&io, &options, &[]).await.unwrap();
+        for n in 0..3 * SCAN_MOMENT_ENTRIES as u32 {
+            tree.apply([put(&n.to_be_bytes(), b"value")]);
+        }
+        flush(&tree).await;
+        for limit in [SCAN_MOMENT_ENTRIES, SCAN_MOMENT_ENTRIES + 1, usize::MAX] {
+            let all = tree.scan(Bound::Unbounded, Bound::Unbounded, limit).await.unwrap();
+            assert_eq!(all.len(), limit.min(3 * SCAN_MOMENT_ENTRIES));
+            assert!(all.iter().zip(0u32..).all(|((key, _), n)| *key == n.to_be_bytes()));
+        }
+    });
+}
+
+#[test]
 fn absent_keys_cost_no_reads() {
     run_local(async {
         let io = Memory::new(4096, 64);
