@@ -120,10 +120,11 @@ impl Mounted {
 
     fn force(&mut self) {
         let ended = matches!(*self.state.borrow(), State::Ended(End::Unmounted));
-        if !self.gone && !ended {
-            if let Err(error) = mount::detach(&self.path) {
-                tracing::warn!(path = %self.path.display(), %error, "cannot unmount");
-            }
+        if !self.gone
+            && !ended
+            && let Err(error) = mount::detach(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot unmount");
         }
         self.gone = true;
     }

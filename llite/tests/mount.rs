@@ -204,7 +204,7 @@ fn extended_attributes_and_control() {
     assert_eq!(get("user.a").unwrap(), "one");
     sh(&mount.dir, "python3 -c 'import ctypes; assert ctypes.CDLL(None).getxattr(b\"f\", b\"user.a\", None, 0) == 3'");
     assert_eq!(rustix::fs::getxattr(&path, "user.a", &mut [0u8; 2][..]), Err(Errno::RANGE));
-    let mut list = vec![0u8; 100];
+    let mut list = [0u8; 100];
     let length = rustix::fs::listxattr(&path, &mut list[..]).unwrap();
     assert_eq!(&list[..length], b"trusted.t\0user.a\0");
     rustix::fs::removexattr(&path, "user.a").unwrap();

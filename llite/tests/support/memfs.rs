@@ -30,6 +30,8 @@ pub struct MemFs {
     /// Calls named here ("read", "lookup hang") wait until the name is taken out and `resume` notified.
     pub stalled: RefCell<BTreeSet<String>>,
     pub resume: Notify,
+    /// Whether the kernel may cache.
+    pub keep: Cell<bool>,
     /// How often each call was made.
     pub calls: RefCell<BTreeMap<&'static str, u64>>,
 }
@@ -72,6 +74,7 @@ impl MemFs {
             unlocked: Notify::new(),
             stalled: RefCell::default(),
             resume: Notify::new(),
+            keep: Cell::new(true),
             calls: RefCell::default(),
         })
     }
@@ -131,7 +134,7 @@ impl MemFs {
         self.with(fid, |node| {
             let mut attr = node.attr.clone();
             attr.allocated_bytes = node.chunks.values().map(|chunk| chunk.len().next_multiple_of(4096) as u64).sum();
-            Entry { fid, attr, keep_attr: true, keep_name: true }
+            Entry { fid, attr, keep_attr: self.keep.get(), keep_name: self.keep.get() }
         })
     }
 
@@ -195,7 +198,11 @@ impl MemFs {
                 self.touch(node, true);
             }
         })?;
-        Ok(Opened { handle, entry: self.entry(fid)?, keep_data: !mode.flags.contains(OpenFlags::TRUNCATE) })
+        Ok(Opened {
+            handle,
+            entry: self.entry(fid)?,
+            keep_data: self.keep.get() && !mode.flags.contains(OpenFlags::TRUNCATE),
+        })
     }
 }
 
@@ -391,10 +398,10 @@ impl FileSystem for MemFs {
         if victim == Some(fid) {
             return Ok(());
         }
-        if let Some(victim) = victim {
-            if !self.with(victim, |node| node.names.is_empty())? {
-                return Err(Status::ENOTEMPTY);
-            }
+        if let Some(victim) = victim
+            && !self.with(victim, |node| node.names.is_empty())?
+        {
+            return Err(Status::ENOTEMPTY);
         }
         let directory = is_dir(fid)?;
         self.with(parent, |node| {

@@ -52,7 +52,7 @@ impl Mount {
         let (jobs, mut todo) = tokio::sync::mpsc::unbounded_channel::<Job>();
         let at = dir.clone();
         let limit = Duration::from_secs(3);
-        let reactor = std::thread::spawn(move || {
+        let reactor = std::thread::Builder::new().name("reactor".into()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             tokio::task::LocalSet::new().block_on(&runtime, async move {
                 let inside = Inside { fs: MemFs::new(root), kernel: KernelNotifier::new() };
@@ -80,6 +80,7 @@ impl Mount {
                 }
             })
         });
+        let reactor = reactor.unwrap();
         match is_ready.recv_timeout(Duration::from_secs(20)).expect("mounted in time") {
             Ok(()) => {}
             Err(error) => panic!("{error}"),
@@ -103,7 +104,7 @@ impl Mount {
                 let _ = done.send(result);
             })
         });
-        self.jobs.as_ref().unwrap().send(job).ok().expect("the reactor runs");
+        self.jobs.as_ref().unwrap().send(job).map_err(|_| ()).expect("the reactor runs");
         receiver
     }
 
