@@ -139,6 +139,11 @@ impl Client {
         &self.fsname
     }
 
+    /// This mount's identity at every server.
+    pub fn client_uuid(&self) -> Uuid {
+        self.uuid
+    }
+
     /// The cluster map in use.
     pub fn cluster_map(&self) -> ClusterMap {
         self.map.borrow().clone()
