@@ -7,17 +7,17 @@ use std::rc::Rc;
 use futures_util::future::LocalBoxFuture;
 use nacre_osd::store::{Durability, Op, Store, StoreError, Transaction};
 use nacre_reactor::Env;
+use nacre_transport::target::dispatch::{rpc_args, rpc_body};
 use nacre_transport::{Answer, Call, Service, Session};
-use nacre_wire::codec::{decode, encode};
+use nacre_wire::codec::encode;
 use nacre_wire::mgs::{
     GetMap, GetParams, OP_GET_MAP, OP_GET_PARAMS, OP_LIST_FILESYSTEMS, OP_REGISTER, OP_SET_PARAM, Register,
     RegisterReply, SetParam,
 };
-use nacre_wire::op::{DATA_BYTES_MAX, Opcode, RpcArgs};
+use nacre_wire::op::{DATA_BYTES_MAX, Opcode};
 use nacre_wire::session::{ConnectReply, ConnectRequest, OP_CONNECT, OP_DISCONNECT, OP_REPLAY_DONE};
 use nacre_wire::{Fid, Status, Uuid, map};
 use tokio::sync::Mutex;
-use zerocopy::FromBytes;
 
 use crate::registry::{self, Filesystem};
 use crate::session::Sessions;
@@ -93,9 +93,9 @@ impl Mgs {
         self.filesystems.borrow().clone()
     }
 
-    async fn rpc(&self, session: &Rc<Session>, args: RpcArgs, body: &[u8]) -> Result<Vec<u8>, Status> {
-        match args.operation.get() {
-            OP_CONNECT => self.connect(session, &decode(body)?),
+    async fn rpc(&self, session: &Rc<Session>, call: &Call) -> Result<Vec<u8>, Status> {
+        match rpc_args(call)?.operation.get() {
+            OP_CONNECT => self.connect(session, &rpc_body(call)?),
             OP_DISCONNECT => {
                 self.sessions.borrow_mut().remove(session);
                 Ok(Vec::new())
@@ -103,15 +103,15 @@ impl Mgs {
             OP_REPLAY_DONE => Ok(Vec::new()),
             _ if session.client_uuid.get().is_none() => Err(Status::NO_SESSION),
             OP_GET_MAP => {
-                let GetMap { fsname } = decode(body)?;
+                let GetMap { fsname } = rpc_body(call)?;
                 let map = self.with(&fsname, |state| encode(&state.map))?;
                 self.sessions.borrow_mut().watch(session, &fsname);
                 Ok(map)
             }
-            OP_REGISTER => self.register(&decode(body)?).await.map(|reply| encode(&reply)),
-            OP_SET_PARAM => self.set_param(decode(body)?).await,
+            OP_REGISTER => self.register(&rpc_body(call)?).await.map(|reply| encode(&reply)),
+            OP_SET_PARAM => self.set_param(rpc_body(call)?).await,
             OP_GET_PARAMS => {
-                let GetParams { fsname } = decode(body)?;
+                let GetParams { fsname } = rpc_body(call)?;
                 self.with(&fsname, |state| encode(&state.params.iter().collect::<Vec<_>>()))
             }
             OP_LIST_FILESYSTEMS => Ok(encode(&self.filesystems.borrow().keys().collect::<Vec<_>>())),
@@ -209,9 +209,8 @@ impl Service for Mgs {
             match call.op {
                 Opcode::Ping => Ok(Answer::default()),
                 Opcode::RpcSend => {
-                    let args = RpcArgs::read_from_bytes(&call.args).expect("32 bytes are what RpcArgs is");
-                    let body = self.rpc(&session, args, &call.data).await?;
-                    Ok(Answer { result: 0, data: body.into() })
+                    let body = self.rpc(&session, &call).await?;
+                    Ok(Answer { result: self.store.last_committed(), data: body.into() })
                 }
                 _ => Err(Status::UNKNOWN_OPERATION),
             }
