@@ -110,11 +110,6 @@ impl DirtyMap {
             .is_some_and(|(start, segment)| start + segment.data.len() as u64 > range.start)
     }
 
-    /// End of the last dirty byte; 0 when there is none.
-    pub fn end(&self) -> u64 {
-        self.segments.last_key_value().map_or(0, |(start, segment)| start + segment.data.len() as u64)
-    }
-
     /// Since when the oldest of it is dirty.
     pub fn oldest(&self) -> Option<Duration> {
         self.segments.values().map(|segment| segment.since).min()
@@ -199,8 +194,6 @@ mod tests {
                 }
                 prop_assert_eq!(&seen, &model);
                 prop_assert_eq!(map.bytes(), model.iter().flatten().count() as u64);
-                let end = model.iter().rposition(|slot| slot.is_some()).map_or(0, |at| at as u64 + 1);
-                prop_assert_eq!(map.end(), end);
                 prop_assert_eq!(map.touches(&(10..20)), model[10..20].iter().any(|slot| slot.is_some()));
             }
         }
