@@ -152,7 +152,6 @@ impl Cluster {
         let server = serve_local(&self.net, ost_nid(index), service);
         self.register(TargetKind::Ost, index as u16, ost.incarnation()).await;
         let mut osts = self.osts.borrow_mut();
-        osts.truncate(index.max(if osts.len() > index { osts.len() } else { index }));
         if osts.len() > index {
             osts[index] = (ost, server);
         } else {
