@@ -115,7 +115,7 @@ mod tests {
             let probe_slots = &model[probe as usize..(probe + length) as usize];
             let range = probe..probe + length;
             prop_assert_eq!(set.touches(&range), probe_slots.iter().any(|x| *x));
-            let mut gaps = vec![false; 96];
+            let mut gaps = [false; 96];
             for gap in set.gaps(range.clone()) {
                 prop_assert!(!gap.is_empty());
                 gaps[gap.start as usize..gap.end as usize].fill(true);

@@ -6,17 +6,17 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use nacre_client::{Client, FileSystem, KernelCache, MountSpec, OpenMode, Opened, WriteMode, HandleId};
+use nacre_client::{Client, FileSystem, HandleId, KernelCache, MountSpec, OpenMode, Opened, WriteMode};
 use nacre_mdt::{Mdt, MdtConfig};
 use nacre_mgs::Mgs;
 use nacre_osd::model::ModelStore;
 use nacre_osd::store::Store;
 use nacre_ost::{Ost, OstConfig};
 use nacre_reactor::{Bytes, Env, Source};
+use nacre_transport::Service;
 use nacre_transport::host::{Import, PeerSpec, Unobserved};
 use nacre_transport::local::{LocalConnector, LocalNet, LocalServer, serve_local};
 use nacre_transport::stubs::MgsClient;
-use nacre_transport::Service;
 use nacre_wire::map::{MGS_NQN, TargetKind};
 use nacre_wire::mdt::{Cred, OpenFlags};
 use nacre_wire::mgs::{Register, RegisterReply};
@@ -160,8 +160,7 @@ impl Cluster {
     }
 
     pub async fn start_mdt(&self) {
-        let config =
-            MdtConfig { fsname: "nacre".to_owned(), index: 0, uuid: self.uuids[0], fs_uuid: self.fs_uuid };
+        let config = MdtConfig { fsname: "nacre".to_owned(), index: 0, uuid: self.uuids[0], fs_uuid: self.fs_uuid };
         let connector = Rc::new(LocalConnector::new(&self.net, Nid::local(MDT_NID), "mdt"));
         let store: Rc<dyn Store> = self.mdt_store.clone();
         let mdt = Mdt::start(self.env.clone(), store, config, connector).await.unwrap();
