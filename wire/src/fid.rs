@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn keys_sort_as_fids() {
-        let mut fids = vec![Fid::new(2, 1), Fid::new(1, 300), Fid::new(1, 2)];
+        let mut fids = [Fid::new(2, 1), Fid::new(1, 300), Fid::new(1, 2)];
         fids.sort();
         let keys: Vec<_> = fids.iter().map(|fid| fid.to_key()).collect();
         assert!(keys.is_sorted());

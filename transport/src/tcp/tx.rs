@@ -49,10 +49,11 @@ impl Tx {
         let data_digest = self.digests.data && data_bytes > 0 && !bare;
         let head_bytes = header.len() + if header_digest { DIGEST_BYTES } else { 0 };
         let whole_bytes = head_bytes + data_bytes + if data_digest { DIGEST_BYTES } else { 0 };
-        let digest_flags = u8::from(header_digest) * flag::HEADER_DIGEST | u8::from(data_digest) * flag::DATA_DIGEST;
+        let header_flag = if header_digest { flag::HEADER_DIGEST } else { 0 };
+        let data_flag = if data_digest { flag::DATA_DIGEST } else { 0 };
         let common = Common {
             kind,
-            flags: flags | digest_flags,
+            flags: flags | header_flag | data_flag,
             header_bytes: header.len() as u8,
             data_offset: if data_bytes > 0 && !bare { head_bytes as u8 } else { 0 },
             whole_bytes: (whole_bytes as u32).into(),
