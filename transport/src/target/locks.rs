@@ -244,12 +244,7 @@ impl LockServer {
 /// Locks of clients.
 impl LockServer {
     /// A client asks for a lock. `xid` is its request's number, so that asking again finds the same lock.
-    pub fn enqueue(
-        self: &Rc<Self>,
-        client: ClientId,
-        xid: u64,
-        request: &Enqueue,
-    ) -> Result<LockReply, Status> {
+    pub fn enqueue(self: &Rc<Self>, client: ClientId, xid: u64, request: &Enqueue) -> Result<LockReply, Status> {
         self.must_be_known(client)?;
         match self.act(|locks, now, out| locks.enqueue(now, client, xid, request, out)) {
             Enqueued::Granted(granted) => Ok(LockReply::Granted(granted)),

@@ -19,7 +19,8 @@ use tokio::time::timeout;
 
 use super::Fault;
 use super::pdu::{CapsuleCmd, Common, FatalStatus, Head, Transfer, Violation, flag, kind};
-use super::rx::{Received, Rx, Space};
+use super::rx::{Received, Rx};
+use super::space::Space;
 use super::tx::Tx;
 use crate::CallError;
 use crate::nvme::{Sgl, Sqe, StatusField};

@@ -11,6 +11,7 @@ mod host;
 mod host_queue;
 pub mod pdu;
 mod rx;
+mod space;
 mod target;
 mod tx;
 

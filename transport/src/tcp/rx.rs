@@ -7,12 +7,12 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use nacre_reactor::{Bytes, DmaBuf};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::tcp::OwnedReadHalf;
 use zerocopy::FromBytes;
 
 use super::pdu::{self, Common, DIGEST_BYTES, Digests, FatalStatus, Head, Receiver, Sizes, Violation};
+use super::space::Space;
 
 pub(super) struct Rx {
     buffer: Box<[u8]>,
@@ -29,54 +29,6 @@ struct Sink {
     first: usize,
     at: usize,
     end: usize,
-}
-
-/// Where data lands.
-pub(super) enum Space {
-    /// Requests and little writes.
-    Small(Vec<u8>),
-    /// What a device may read from: aligned.
-    Pages(DmaBuf),
-    /// Nowhere: the command has failed already.
-    Nowhere(usize),
-}
-
-impl Space {
-    pub(super) fn new(bytes: usize) -> Space {
-        if bytes < PAGES_FROM_BYTES { Space::Small(vec![0; bytes]) } else { Space::Pages(DmaBuf::zeroed(bytes)) }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        match self {
-            Space::Small(bytes) => bytes.len(),
-            Space::Pages(buf) => buf.len(),
-            Space::Nowhere(bytes) => *bytes,
-        }
-    }
-
-    pub(super) fn truncate(&mut self, bytes: usize) {
-        match self {
-            Space::Small(vec) => vec.truncate(bytes),
-            Space::Pages(buf) => buf.set_len(bytes.min(buf.len())),
-            Space::Nowhere(length) => *length = bytes.min(*length),
-        }
-    }
-
-    pub(super) fn freeze(self) -> Bytes {
-        match self {
-            Space::Small(bytes) => bytes.into(),
-            Space::Pages(buf) => buf.freeze(),
-            Space::Nowhere(_) => Bytes::new(),
-        }
-    }
-
-    fn slice_mut(&mut self) -> &mut [u8] {
-        match self {
-            Space::Small(bytes) => bytes,
-            Space::Pages(buf) => buf,
-            Space::Nowhere(_) => &mut [],
-        }
-    }
 }
 
 /// A header, and how much data follows it.
@@ -109,7 +61,7 @@ impl Rx {
             (self.start, self.end) = (0, 0);
             if let Some(sink) = &mut self.sink
                 && sink.end - sink.at >= DIRECT_FROM_BYTES
-                && !matches!(sink.space, Space::Nowhere(_))
+                && !sink.space.is_nowhere()
             {
                 let mut buf = ReadBuf::new(&mut sink.space.slice_mut()[sink.at..sink.end]);
                 ready!(Pin::new(from).poll_read(cx, &mut buf))?;
@@ -171,7 +123,7 @@ impl Rx {
     pub(super) fn received(&mut self) -> Option<Received> {
         let sink = self.sink.as_mut()?;
         let bytes = (sink.end - sink.at).min(self.end - self.start);
-        if !matches!(sink.space, Space::Nowhere(_)) {
+        if !sink.space.is_nowhere() {
             let from = &self.buffer[self.start..self.start + bytes];
             sink.space.slice_mut()[sink.at..sink.at + bytes].copy_from_slice(from);
         }
@@ -187,7 +139,7 @@ impl Rx {
             }
             let (sent, _) = u32_at(&self.buffer, self.start);
             let range = sink.first..sink.end;
-            intact = matches!(sink.space, Space::Nowhere(_)) || sent == pdu::digest(&sink.space.slice_mut()[range]);
+            intact = sink.space.is_nowhere() || sent == pdu::digest(&sink.space.slice_mut()[range]);
             self.start += DIGEST_BYTES;
         }
         let space = self.sink.take()?.space;
@@ -204,7 +156,5 @@ fn u32_at(bytes: &[u8], at: usize) -> (u32, usize) {
 const BUFFER_BYTES: usize = 128 << 10;
 /// A read is worth that much room at least.
 const ROOM_BYTES: usize = 32 << 10;
-/// From here on data goes to pages.
-const PAGES_FROM_BYTES: usize = 2048;
 /// From here on, one more read costs less than the copy.
 const DIRECT_FROM_BYTES: usize = 32 << 10;
