@@ -83,7 +83,9 @@ impl Grants {
         free_bytes: u64,
         limits: GrantLimits,
     ) -> Option<Reserved> {
-        let grant = self.clients.entry(client).or_insert(0);
+        // A client that was evicted as its write came in has no grant, and must not get one again.
+        let mut nothing = 0;
+        let grant = self.clients.get_mut(&client).unwrap_or(&mut nothing);
         let from_grant_bytes = if granted { bytes.min(*grant) } else { 0 };
         let from_all_bytes = bytes - from_grant_bytes;
         // A grant that has been spent is backed by what is reserved: a restart forgets grants, clients do not.

@@ -376,6 +376,13 @@ impl Ost {
         self.recovery_done(uuid);
     }
 
+    /// Takes a client out of the table, unless it is back already.
+    pub(crate) fn forget_evicted(&self, uuid: Option<Uuid>) {
+        if let Some(uuid) = uuid.filter(|uuid| self.locks.client_of_uuid(*uuid).is_none()) {
+            self.strike(uuid);
+        }
+    }
+
     /// As [`Ost::forget`], and the change of the table is in the store when it answers.
     pub(crate) async fn forget_and_wait(&self, client: ClientId, uuid: Uuid) -> Result<(), Status> {
         self.grants.borrow_mut().remove(client);

@@ -27,7 +27,14 @@ pub(crate) async fn enqueue(context: &Context, xid: u64, call: &Call) -> Result<
         ost.remember(uuid, &context.session.peer).await?;
     }
     ost.count(|stats| stats.enqueues += 1);
-    let reply = ost.locks.enqueue(client, xid, &request)?;
+    let reply = match ost.locks.enqueue(client, xid, &request) {
+        Err(Status::NO_SESSION) => {
+            // Evicted while it was put into the table: out again.
+            ost.forget_evicted(context.session.client_uuid.get());
+            return Err(Status::NO_SESSION);
+        }
+        reply => reply?,
+    };
     let glimpses = request.flags.contains(EnqueueFlags::GLIMPSE);
     let (granted, waiting) = match reply {
         LockReply::Granted(granted) => (granted, false),
