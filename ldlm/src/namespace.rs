@@ -254,7 +254,7 @@ impl Namespace {
             by_event: false,
             revoked: None,
         };
-        if let Some(known) = self.known(request.resource, &lock) {
+        if let Some(known) = self.resent(request.resource, &lock) {
             return known;
         }
         self.enqueue_lock(now, request.resource, lock, request.flags, out)
@@ -306,7 +306,7 @@ impl Namespace {
         if bits.is_empty() {
             return None;
         }
-        if let Some(Enqueued::Granted(granted)) = self.known(resource, &lock) {
+        if let Some(granted) = self.covering(resource, &lock) {
             return Some(granted);
         }
         let free = match self.resources.get(&resource) {
@@ -568,26 +568,28 @@ impl Namespace {
 
 /// Locks with modes: plain, extents, bits.
 impl Namespace {
-    /// The answer to a request that needs no new lock: it was sent before, or the client holds what covers it. A lock under
-    /// revoke is not given again; the client may be cancelling it.
-    fn known(&self, resource: Fid, wanted: &Lock) -> Option<Enqueued> {
-        let there = self.resources.get(&resource)?;
-        let own = |lock: &&Lock| lock.client == wanted.client;
-        if wanted.xid != 0 {
-            if let Some(lock) = there.granted.iter().filter(own).find(|lock| lock.xid == wanted.xid) {
-                return Some(Enqueued::Granted(granted(lock)));
-            }
-            if let Some(lock) = there.waiting.iter().filter(own).find(|lock| lock.xid == wanted.xid) {
-                return Some(Enqueued::Waiting { cookie: lock.cookie });
-            }
+    /// The answer to a request that was sent before.
+    fn resent(&self, resource: Fid, wanted: &Lock) -> Option<Enqueued> {
+        let there = self.resources.get(&resource).filter(|_| wanted.xid != 0)?;
+        let same = |lock: &&Lock| lock.client == wanted.client && lock.xid == wanted.xid;
+        if let Some(lock) = there.granted.iter().find(same) {
+            return Some(Enqueued::Granted(granted(lock)));
         }
-        let covering = there.granted.iter().filter(own).find(|lock| {
-            lock.revoked.is_none()
-                && lock.cookie != wanted.replaces
+        there.waiting.iter().find(same).map(|lock| Enqueued::Waiting { cookie: lock.cookie })
+    }
+
+    /// What the client holds already that covers the request, so that locks that ride along with replies do not pile up. A
+    /// lock under revoke is not given again. The client may be giving it back by itself: then it takes no second lock
+    /// from the answer, which is only a lock it does not get; who *asks* for a lock must be given one that lasts.
+    fn covering(&self, resource: Fid, wanted: &Lock) -> Option<Granted> {
+        let there = self.resources.get(&resource)?;
+        let covering = there.granted.iter().find(|lock| {
+            lock.client == wanted.client
+                && lock.revoked.is_none()
                 && covers(lock.mode, wanted.mode)
                 && policy::contains(&lock.policy, &wanted.policy)
         })?;
-        Some(Enqueued::Granted(granted(covering)))
+        Some(granted(covering))
     }
 
     fn enqueue_lock(

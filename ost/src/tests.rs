@@ -449,12 +449,29 @@ fn after_a_restart_locks_are_replayed_before_anything_else() {
         let start = world.env.now();
         assert_eq!(three.read(2, 0, 5).await, b"");
         assert!((world.env.now() - start).as_secs() < 5, "all are back soon");
-        assert_eq!((one.observer.replays.get(), two.observer.replays.get(), three.observer.replays.get()), (1, 1, 0));
+        assert_eq!((one.observer.replays.get(), two.observer.replays.get(), three.observer.replays.get()), (1, 1, 1));
         let evictions = [&one, &two, &three].map(|client| client.observer.evictions.get());
         assert_eq!(evictions, [0, 0, 0]);
         one.write(1, 6, b" and after", cookie).await.unwrap();
         one.observer.dirty.borrow_mut().push(range(1, 16, b"!", cookie, 1));
         assert_eq!(three.read(1, 0, 100).await, b"before and after!");
+    });
+}
+
+/// A client waits for its first lock as the target restarts. It held nothing, so nothing was lost but its place in line: it
+/// must be told, or it waits for a grant that nobody remembers.
+#[test]
+fn who_waits_for_a_lock_over_a_restart_asks_again() {
+    run(async || {
+        let mut world = World::new(ModelStore::crashable()).await;
+        let (one, two) = (world.client(1).await, world.client(2).await);
+        let cookie = one.lock(1, Mode::Pw, (0, 4095)).await;
+        one.observer.stubborn.set(true);
+        assert!(two.enqueue(1, Mode::Pw, (0, 4095), EnqueueFlags::empty()).await.waiting);
+        world.crash(Duration::from_secs(1)).await;
+        one.write(1, 0, b"mine", cookie).await.unwrap();
+        two.ost.statfs().await.unwrap();
+        assert_eq!((two.observer.replays.get(), two.observer.evictions.get()), (1, 0));
     });
 }
 

@@ -1,7 +1,8 @@
 //! CONNECT, DISCONNECT and replay.
 //!
-//! A client is *resumed* if this life of the target knows it, or if it holds nothing that could have been lost. A client
-//! that recovery waits for is not resumed until it has said REPLAY_DONE, however often its link breaks meanwhile.
+//! A client is *resumed* if this life of the target knows it. One that recovery waits for is not resumed until it has said
+//! REPLAY_DONE, however often its link breaks meanwhile. One that was connected before and holds nothing has lost
+//! nothing but its place in queues: it is let replay (nothing) at any time, and asks again for what it waited for.
 
 use std::rc::Rc;
 
@@ -28,6 +29,8 @@ pub(crate) fn connect(ost: &Rc<Ost>, session: &Rc<Session>, call: &Call) -> Resu
         ost.recovery_done(request.client_uuid);
     }
     let awaited = ost.recovery.borrow().awaits(request.client_uuid);
+    let resumed = attached.resumed && !awaited;
+    let holds_nothing = request.last_incarnation != 0 && !request.will_replay;
     let grant_bytes = ost.grants.borrow_mut().fill(attached.client, ost.free_bytes(), ost.grant_limits());
     tracing::info!(
         "{}: client {} ({}) from {}{}",
@@ -39,8 +42,8 @@ pub(crate) fn connect(ost: &Rc<Ost>, session: &Rc<Session>, call: &Call) -> Resu
     );
     let reply = ConnectReply {
         incarnation: ost.incarnation,
-        resumed: !awaited && (attached.resumed || !request.will_replay),
-        recovering: awaited,
+        resumed,
+        recovering: awaited || (!resumed && holds_nothing),
         last_committed: ost.store.last_committed(),
         features: Vec::new(),
         io_bytes_max: DATA_BYTES_MAX,
