@@ -8,6 +8,8 @@ mod fsck;
 mod inspect;
 mod offline;
 mod repair;
+#[cfg(test)]
+mod tests;
 
 pub use fsck::{Fsck, PROBLEMS_MAX, Problem, ProblemKind, Verdict, fsck};
 pub use inspect::{
