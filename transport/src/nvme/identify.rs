@@ -149,7 +149,7 @@ pub struct DescriptorHead {
 }
 const _: () = assert!(size_of::<DescriptorHead>() == 4);
 
-/// CNS 06h for our command set: what it can do. docs/wire.md, "Identify".
+/// CNS 06h for our command set: what it can do. docs/wire.md, section 10.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct ObjectController {

@@ -1,5 +1,5 @@
 //! The admin queue: what a host asks about a controller before it does anything. Also all a stock kernel needs to attach
-//! our namespaces; docs/wire.md, "What a stock host finds".
+//! our namespaces; docs/wire.md, section 10.
 
 use std::rc::Rc;
 use std::time::Duration;

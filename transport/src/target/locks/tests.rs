@@ -176,7 +176,8 @@ fn glimpses_are_answered_once_for_all_who_ask_or_not_at_all() {
             let attr = Some(Attr { size: 5, ..Attr::default() });
             server.glimpse_reply(a.client, GlimpseReply { cookie: held, attr });
         };
-        let (one, two, ()) = tokio::join!(server.glimpse(FILE, b.client), server.glimpse(FILE, ClientId::SERVER), answer);
+        let (one, two, ()) =
+            tokio::join!(server.glimpse(FILE, b.client), server.glimpse(FILE, ClientId::SERVER), answer);
         assert_eq!((one.len(), two.len()), (1, 1));
         assert_eq!(one[0].size, 5);
         // Nobody answers: bounded, and asked again the next time.
