@@ -272,14 +272,22 @@ impl Space {
                     _ => return any,
                 }
             };
-            self.mark(extent, Mark::Idle);
+            self.release(extent);
             any = true;
         }
     }
 
     /// Space of runs and checkpoints.
     pub fn set_busy(&self, extent: Extent, busy: bool) {
-        self.mark(extent, if busy { Mark::Busy } else { Mark::Idle });
+        if busy { self.mark(extent, Mark::Busy) } else { self.release(extent) }
+    }
+
+    /// Busy space is free. The next search begins here, if this is in front: the device fills from its start, and a thin one
+    /// stays small.
+    fn release(&self, extent: Extent) {
+        self.mark(extent, Mark::Idle);
+        let state = &mut *self.state.borrow_mut();
+        state.cursor = state.cursor.min(extent.offset / BLOCK_BYTES - self.first);
     }
 
     fn mark(&self, extent: Extent, mark: Mark) {
@@ -531,7 +539,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         for extent in std::mem::take(&mut self.extents) {
-            self.space.mark(extent, Mark::Idle);
+            self.space.release(extent);
         }
     }
 }
