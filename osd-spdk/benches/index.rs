@@ -23,7 +23,7 @@ fn main() {
 }
 
 async fn measure(creates: u32) {
-    let io = Rc::new(Memory::of(64 << 20 | creates as usize * 512));
+    let io = Rc::new(Memory::of((64 << 20) | (creates as usize * 512)));
     let options = TreeOptions { cache_bytes: 256 << 20, ..TreeOptions::default() };
     let tree = Tree::open(Rc::clone(&io) as Rc<dyn RunIo>, options, &[]).await.expect("an empty tree opens");
     let (mut putting, mut flushing, mut merging) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
@@ -127,7 +127,7 @@ struct Random(u64);
 impl Random {
     fn below(&mut self, limit: u32) -> u32 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((self.0 >> 32) * u64::from(limit) >> 32) as u32
+        (((self.0 >> 32) * u64::from(limit)) >> 32) as u32
     }
 }
 

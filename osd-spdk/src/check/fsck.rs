@@ -315,6 +315,11 @@ impl<'a> Check<'a> {
                 }
             }
         }
+        let (says, has) = (self.offline.root.taken_blocks, self.taken.count());
+        if self.complete && says != has {
+            let what = format!("the checkpoint says {says} blocks are taken, its space map has {has}");
+            self.problem(Problem::new(ProblemKind::Checkpoint, what));
+        }
         for (take, extent) in &self.offline.space_changes {
             if !is_inside(*extent, space) {
                 let what = format!("the log takes or gives {} bytes outside of the space", extent.length);
@@ -625,6 +630,10 @@ impl BlockMap {
 
     fn covers(&self, extent: Extent) -> bool {
         self.masks(extent).all(|(word, mask)| self.words[word] & mask == mask)
+    }
+
+    fn count(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
     fn is_empty(&self) -> bool {

@@ -72,8 +72,8 @@ async fn fill(store: &Osd, checkpoints: bool) {
     store.wait(store.last_transno(), Durability::Written).await.unwrap();
 }
 
-async fn image(bdev: &BdevRef) -> Vec<u8> {
-    bdev.read(0, DEVICE_BYTES as usize).await.unwrap().to_vec()
+async fn image(bdev: &BdevRef) -> nacre_reactor::DmaBuf {
+    bdev.read(0, DEVICE_BYTES as usize).await.unwrap()
 }
 
 async fn flip(bdev: &BdevRef, offset: u64, mask: u8) {
@@ -106,7 +106,7 @@ fn a_good_store_is_clean_and_untouched() {
             assert_eq!((report.objects, report.xattrs, report.keys), (24, 24, 24 + 30), "{report}");
             let inspection = inspect(&bdev, &Inspect { records_max: 1000, ..Inspect::default() }).await.unwrap();
             assert_eq!(inspection.damage, Vec::<String>::new());
-            assert!(image(&bdev).await == before, "looking has changed the device");
+            assert!(*image(&bdev).await == *before, "looking has changed the device");
 
             let store = open(&bdev).await;
             store.close().await.unwrap();
@@ -222,7 +222,7 @@ fn planted_contradictions_are_found_and_mended() {
             let report = fsck(&bdev, false).await.unwrap();
             assert_eq!((report.verdict, kinds(&report)), (Verdict::Damaged, expected), "{report}");
             assert!(of.is_none() || report.problems[0].fid == of, "{report}");
-            assert!(image(&bdev).await == before, "a check without repair has written");
+            assert!(*image(&bdev).await == *before, "a check without repair has written");
             let report = fsck(&bdev, true).await.unwrap();
             assert_eq!(report.verdict, Verdict::Repaired, "{report}");
             let report = fsck(&bdev, false).await.unwrap();
@@ -266,8 +266,8 @@ fn what_cannot_be_mended_is_told_and_left_alone() {
                 assert_eq!(report.verdict, Verdict::Damaged, "{fix:?}");
                 let found = |problem: &Problem| problem.kind == expected && problem.fid == of;
                 assert!(report.problems.iter().any(found), "{fix:?}: {report}");
-                assert!(image(&bdev).await == before, "{fix:?}: something was written");
             }
+            assert!(*image(&bdev).await == *before, "{fix:?}: something was written");
         }
     });
 }
@@ -351,4 +351,4 @@ proptest! {
     }
 }
 
-const DEVICE_BYTES: u64 = 64 << 20;
+const DEVICE_BYTES: u64 = 48 << 20;

@@ -5,7 +5,7 @@
 //! fan-out, they become one. So every entry is rewritten once per class, and there are at most fan-out − 1 runs per class to
 //! look into. Tombstones go when the oldest run takes part; when they get many, everything is merged for their sake.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -16,9 +16,20 @@ use super::blocks::{Run, read_data, read_partition};
 use crate::format::run::{Cursor, Entries};
 use crate::store::StoreError;
 
-/// The part of `runs` (newest first) to merge into one; `None`: all is well.
-pub(super) fn pick(runs: &[Rc<Run>], fanout: usize) -> Option<Range<usize>> {
-    let fanout = fanout.max(2);
+/// The part of `runs` (newest first) to merge into one; `None`: all is well. Runs that are known to be damaged stay as they are, and
+/// what is newer and what is older than them stays apart.
+pub(super) fn pick(runs: &[Rc<Run>], fanout: usize, damaged: &BTreeSet<u64>) -> Option<Range<usize>> {
+    let mut start = 0;
+    for part in runs.split(|run| damaged.contains(&run.handle.id)) {
+        if let Some(range) = pick_part(part, fanout.max(2)) {
+            return Some(start + range.start..start + range.end);
+        }
+        start += part.len() + 1;
+    }
+    None
+}
+
+fn pick_part(runs: &[Rc<Run>], fanout: usize) -> Option<Range<usize>> {
     let keys: u64 = runs.iter().map(|run| run.handle.keys).sum();
     let tombstones: u64 = runs.iter().map(|run| run.handle.tombstones).sum();
     if tombstones >= TOMBSTONES_MIN && tombstones > keys / 4 {
@@ -57,15 +68,19 @@ pub(super) struct RunStream {
     index: Option<Cursor>,
     ahead: VecDeque<Rc<Entries>>,
     data: Option<Cursor>,
+    failed: bool,
 }
 
 impl RunStream {
-    /// At the first entry.
-    pub(super) async fn start(io: Rc<dyn RunIo>, run: Rc<Run>) -> Result<RunStream, StoreError> {
+    /// Before the first entry; [`RunStream::next_block`] must follow.
+    pub(super) fn new(io: Rc<dyn RunIo>, run: Rc<Run>) -> RunStream {
         let partitions = Cursor::first(Rc::clone(&run.footer.partitions));
-        let mut stream = RunStream { io, run, partitions, index: None, ahead: VecDeque::new(), data: None };
-        stream.next_block().await?;
-        Ok(stream)
+        RunStream { io, run, partitions, index: None, ahead: VecDeque::new(), data: None, failed: false }
+    }
+
+    /// The run that could not be read, if this is what ended the walk.
+    pub(super) fn failed(&self) -> Option<u64> {
+        self.failed.then_some(self.run.handle.id)
     }
 
     /// Key and value here; `None` at the end.
@@ -83,6 +98,13 @@ impl RunStream {
 
     /// Goes to the first entry of the next block; to the end if there is none.
     pub(super) async fn next_block(&mut self) -> Result<(), StoreError> {
+        self.failed = true;
+        self.read_next_block().await?;
+        self.failed = false;
+        Ok(())
+    }
+
+    async fn read_next_block(&mut self) -> Result<(), StoreError> {
         loop {
             if let Some(entries) = self.ahead.pop_front() {
                 self.data = Some(Cursor::first(entries));

@@ -23,6 +23,7 @@ mod verify;
 mod write;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::rc::Rc;
 
@@ -123,6 +124,8 @@ pub struct Tree {
     flushing: Cell<bool>,
     /// The same of a merge.
     merging: Cell<bool>,
+    /// Runs that a merge could not read: they are not tried again.
+    damaged: RefCell<BTreeSet<u64>>,
 }
 
 struct State {
@@ -164,6 +167,7 @@ impl Tree {
             next_sequence: Cell::new(next_sequence),
             flushing: Cell::new(false),
             merging: Cell::new(false),
+            damaged: RefCell::default(),
         })
     }
 
@@ -263,12 +267,14 @@ impl Tree {
     }
 
     /// Merges runs, if there is something to merge; otherwise `None`. Yields between units. May run beside a flush; one merge at a
-    /// time (another answers `None` until the edit is installed or abandoned). The future must not be dropped before it completes.
+    /// time (another answers `None` until the edit is installed or abandoned). A run that cannot be read is told once, and left
+    /// out of later merges. The future must not be dropped before it completes.
     pub async fn merge_step(&self) -> Result<Option<ManifestEdit>, StoreError> {
         let picked = {
             let state = self.state.borrow();
             let all = state.runs.len();
-            merge::pick(&state.runs, self.options.fanout).map(|range| (range.end == all, state.runs[range].to_vec()))
+            merge::pick(&state.runs, self.options.fanout, &self.damaged.borrow())
+                .map(|range| (range.end == all, state.runs[range].to_vec()))
         };
         let Some((oldest_takes_part, runs)) = picked else { return Ok(None) };
         self.merge_runs(runs, oldest_takes_part).await
@@ -396,11 +402,14 @@ impl Tree {
     }
 
     async fn write_merged(&self, runs: &[Rc<Run>], drop_tombstones: bool) -> Result<NewRuns, StoreError> {
-        let starts = runs.iter().map(|run| RunStream::start(Rc::clone(&self.io), Rc::clone(run)));
-        let mut streams = try_join_all(starts).await?;
+        let new = |run| RunStream::new(Rc::clone(&self.io), Rc::clone(run));
+        let mut streams: Vec<RunStream> = runs.iter().map(new).collect();
         let mut writer = self.writer(runs.iter().map(|run| run.handle.bytes).sum());
         if let Err(error) = merge_into(&mut streams, &mut writer, drop_tombstones).await {
             writer.discard();
+            if error.kind == StoreErrorKind::Corrupt {
+                self.damaged.borrow_mut().extend(streams.iter().filter_map(RunStream::failed));
+            }
             return Err(error);
         }
         let first = runs.iter().map(|run| run.handle.sequence_first).min().unwrap_or(0);
@@ -433,6 +442,9 @@ async fn merge_into(
     writer: &mut RunWriter,
     drop_tombstones: bool,
 ) -> Result<(), StoreError> {
+    for stream in streams.iter_mut() {
+        stream.next_block().await?;
+    }
     let mut key = Vec::new();
     let mut since_yield = 0;
     loop {

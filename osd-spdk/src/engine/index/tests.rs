@@ -210,7 +210,7 @@ async fn check_all(tree: &Tree, model: &Model) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 80, ..ProptestConfig::default() })]
 
     #[test]
     fn behaves_as_a_map(steps in proptest::collection::vec(step(), 1..250), prefix in 0usize..4) {
@@ -502,6 +502,36 @@ fn every_flipped_byte_is_noticed() {
                 }
             }
         }
+    });
+}
+
+/// A merge that meets a damaged block fails once; the run stays, what is newer is merged without it, all else stays readable.
+#[test]
+fn a_damaged_run_is_left_out_of_merges() {
+    run_local(async {
+        let io = Memory::new(4096, 8);
+        let tree = open(&io, &small_options(), &[]).await.unwrap();
+        for round in 0..3u8 {
+            for n in 0..50u8 {
+                tree.apply([put(&[round, n], &[n; 30])]);
+            }
+            flush(&tree).await;
+        }
+        let second = &tree.manifest()[1];
+        io.bytes.borrow_mut()[second.extents[0].offset as usize + 40] ^= 1;
+        assert_eq!(tree.merge_step().await.err().unwrap().kind, StoreErrorKind::Corrupt);
+        assert!(tree.merge_step().await.unwrap().is_none());
+        for round in 3..6u8 {
+            tree.apply([put(&[round, 0], b"new")]);
+            flush(&tree).await;
+        }
+        merge(&tree, &io).await;
+        assert_eq!(tree.manifest().len(), 3);
+        assert_eq!(tree.manifest()[1].id, second.id);
+        for key in [[0, 7], [1, 49], [2, 0], [5, 0]] {
+            assert!(tree.get(&key).await.unwrap().is_some(), "{key:?}");
+        }
+        assert_eq!(tree.get(&[1, 0]).await.err().unwrap().kind, StoreErrorKind::Corrupt);
     });
 }
 
