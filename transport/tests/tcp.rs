@@ -375,6 +375,55 @@ fn garbage_is_answered_with_a_termination_and_hurts_nobody_else() {
     });
 }
 
+/// Good PDUs with bytes changed, cut short and run together, on connections that have passed Connect.
+#[test]
+fn damaged_commands_never_hurt_more_than_their_connection() {
+    bounded(async {
+        let served = Served::new().await;
+        let link = served.connect(options()).await;
+        let address = served.port.address();
+        let nqn = served.service.nqn.clone();
+        let strangers = tokio::task::spawn_blocking(move || {
+            // xorshift64: the same damage every time.
+            let mut state = 0x9e37_79b9_7f4a_7c15u64;
+            let mut random = move |below: usize| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state as usize % below
+            };
+            for _ in 0..150 {
+                let mut stream = raw_admin(address, &nqn, 0);
+                let mut bytes = Vec::new();
+                for _ in 0..1 + random(6) {
+                    let data = if random(2) == 0 { 0 } else { 4 * random(200) };
+                    let mut pdu = vec![4, 0, 72, if data == 0 { 0 } else { 72 }];
+                    pdu.extend((72 + data as u32).to_le_bytes());
+                    pdu.extend((0..64 + data).map(|_| if random(3) == 0 { random(256) as u8 } else { 0 }));
+                    pdu[8] = [0x02, 0x06, 0x09, 0x0a, 0x0c, 0x18, 0x7f][random(7)];
+                    if random(4) == 0 {
+                        pdu[0] = [6, 9, 2, 4][random(4)];
+                        pdu[2] = 24;
+                    }
+                    let at = random(pdu.len());
+                    pdu[at] = random(256) as u8;
+                    bytes.extend(pdu);
+                }
+                bytes.truncate(bytes.len() - random(bytes.len() / 4));
+                // The target may have closed already.
+                let _ = stream.write_all(&bytes);
+                let _ = stream.shutdown(std::net::Shutdown::Write);
+                everything(&mut stream);
+            }
+        });
+        strangers.await.unwrap();
+        write_and_read(&*link).await;
+        while served.service.closed.get() < 150 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    });
+}
+
 fn stranger(address: SocketAddr) -> std::net::TcpStream {
     let stream = std::net::TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
