@@ -37,6 +37,8 @@ use crate::{disk, status_of};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failure.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How long removed files gather before their objects are destroyed together.
+const DESTROY_PAUSE: Duration = Duration::from_millis(200);
 /// Most ids of one batch.
 const BATCH_MAX: u64 = 1 << 15;
 /// Objects destroyed by one request.
@@ -170,6 +172,10 @@ impl Objects {
         if let Some(stripes) = self.try_take(hint)? {
             return Ok((size_bytes, stripes));
         }
+        Ok((size_bytes, Box::pin(self.wait_and_take(hint)).await?))
+    }
+
+    async fn wait_and_take(&self, hint: StripeHint) -> Result<Vec<Stripe>, Status> {
         let waited = async {
             loop {
                 // Asked for before looking, so that nothing is missed in between.
@@ -181,7 +187,7 @@ impl Objects {
             }
         };
         match timeout(self.params.precreate_wait(), waited).await {
-            Ok(stripes) => Ok((size_bytes, stripes?)),
+            Ok(stripes) => stripes,
             Err(_) => {
                 tracing::warn!("no OST has an object for a new file (away, full, or none registered)");
                 Err(Status::ENOSPC)
@@ -358,6 +364,7 @@ async fn keep_destroying(objects: Weak<Objects>, pool: Rc<Pool>) {
             Ok(0) => {
                 drop(alive);
                 pool.destroy.notified().await;
+                sleep(DESTROY_PAUSE).await;
             }
             Ok(_) => {}
             Err(status) => {

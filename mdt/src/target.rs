@@ -408,7 +408,8 @@ impl Mdt {
             }
         };
         let client = who.client.clone();
-        let run = work(self.clone(), who);
+        // Boxed at once: the state of an operation is some kilobytes, and it would be moved with every step below.
+        let run = Box::pin(work(self.clone(), who));
         let mdt = self.clone();
         tokio::task::spawn_local(async move {
             let outcome = match run.await {

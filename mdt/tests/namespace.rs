@@ -136,7 +136,7 @@ fn create_opens_what_is_there_unless_exclusive() {
     on_virtual_time(async {
         let rig = Rig::new().await;
         let root = rig.peer(1).await;
-        let user = rig.peer(2).await.as_user(7, 7);
+        let user = rig.peer(2).await.for_user(7, 7);
         let fid = root.file(ROOT, "f").await.unwrap();
         let dir = root.mkdir(ROOT, "d").await.unwrap();
         let found = root.open_new(ROOT, "f").await.unwrap();
@@ -260,8 +260,8 @@ fn permissions_by_name() {
     on_virtual_time(async {
         let rig = Rig::new().await;
         let root = rig.peer(1).await;
-        let user = rig.peer(2).await.as_user(7, 7);
-        let other = rig.peer(3).await.as_user(8, 8);
+        let user = rig.peer(2).await.for_user(7, 7);
+        let other = rig.peer(3).await.for_user(8, 8);
         let closed = root.mkdir_mode(ROOT, "closed", 0o700).await.unwrap();
         assert_eq!(user.file(closed, "x").await, Err(Status::EACCES));
         assert_eq!(user.unlink(closed, "x").await.unwrap_err(), Status::EACCES);
@@ -298,7 +298,7 @@ fn setgid_directories_pass_their_group_on() {
     on_virtual_time(async {
         let rig = Rig::new().await;
         let root = rig.peer(1).await;
-        let user = rig.peer(2).await.as_user(7, 7);
+        let user = rig.peer(2).await.for_user(7, 7);
         let dir = root.mkdir(ROOT, "d").await.unwrap();
         root.chown(dir, 0, 50).await.unwrap();
         root.chmod(dir, 0o2777).await.unwrap();
@@ -359,7 +359,7 @@ fn extended_attributes() {
     on_virtual_time(async {
         let rig = Rig::new().await;
         let root = rig.peer(1).await;
-        let user = rig.peer(2).await.as_user(7, 7);
+        let user = rig.peer(2).await.for_user(7, 7);
         let fid = root.file(ROOT, "f").await.unwrap();
         let one = Some(&b"one"[..]);
         assert_eq!(root.set_xattr(fid, "user.a", one, "replace").await.unwrap_err(), Status::ENODATA);

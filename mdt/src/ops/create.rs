@@ -42,7 +42,8 @@ pub(crate) async fn run(mdt: &Mdt, who: &Caller, request: Create) -> Result<Done
     let dir = mdt.dir(request.parent).await?;
     permission::access(&dir.attr, &request.cred, permission::EXEC)?;
     if let Some(target) = mdt.entry(request.parent, &request.name).await? {
-        return existing(mdt, who, &request, &dir, target).await;
+        // Boxed: the rare case must not make every create's state larger.
+        return Box::pin(existing(mdt, who, &request, &dir, target)).await;
     }
     permission::access(&dir.attr, &request.cred, permission::WRITE | permission::EXEC)?;
     let made = make(mdt, who, &request, dir).await;

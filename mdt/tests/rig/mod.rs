@@ -111,7 +111,7 @@ impl Peer {
         Slot { index: self.slot.get(), xid: self.caller.next_xid() }
     }
 
-    pub fn as_user(mut self, uid: u32, gid: u32) -> Peer {
+    pub fn for_user(mut self, uid: u32, gid: u32) -> Peer {
         self.become_user(uid, gid);
         self
     }
