@@ -60,7 +60,8 @@ async fn creates(osd: &Rc<Osd>, time: Duration) {
                 next.set(i);
                 let fid = Fid::new(0x2_0000_0401, i);
                 let name = format!("file-with-a-name-{i}");
-                let key = [&(u64::from(i).wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_be_bytes()[..], name.as_bytes()].concat();
+                let key =
+                    [&(u64::from(i).wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_be_bytes()[..], name.as_bytes()].concat();
                 let now = Some(Time { seconds: i64::from(i), nanoseconds: 0 });
                 let ops = vec![
                     Op::Create { fid, attr: attr.clone() },
@@ -203,7 +204,8 @@ impl Cpu {
 
 fn report(what: &str, count: u64, time: Duration, bytes: u64) -> f64 {
     let rate = count as f64 / time.as_secs_f64();
-    let bandwidth = if bytes > 0 { format!("{:8.0} MiB/s", rate * bytes as f64 / (1 << 20) as f64) } else { String::new() };
+    let bandwidth =
+        if bytes > 0 { format!("{:8.0} MiB/s", rate * bytes as f64 / (1 << 20) as f64) } else { String::new() };
     println!("{what:>44} {rate:>10.0}/s  {:>7.2} µs {bandwidth}", 1e6 / rate);
     rate
 }

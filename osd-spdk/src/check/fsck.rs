@@ -7,6 +7,7 @@ use std::ops::Bound;
 use nacre_wire::{Attr, Fid};
 use serde::Serialize;
 
+use super::block_map::BlockMap;
 use super::offline::{Offline, is_inside, plain};
 use super::repair::{Fix, repair_log, repair_superblocks};
 use crate::bdev::BdevRef;
@@ -599,88 +600,6 @@ impl Entries {
         self.page = scan.await.unwrap_or_default().into();
         self.from = Bound::Excluded(damage.to.clone());
         Ok(())
-    }
-}
-
-/// A bit per block of the space.
-struct BlockMap {
-    space: Extent,
-    words: Vec<u64>,
-}
-
-impl BlockMap {
-    fn new(space: Extent) -> BlockMap {
-        BlockMap { space, words: vec![0; (space.length / BLOCK_BYTES).div_ceil(64) as usize] }
-    }
-
-    /// Sets the bits of an extent inside the space; false when one was set already.
-    fn set(&mut self, extent: Extent) -> bool {
-        let free = !self.touches(extent);
-        self.each(extent, |word, mask| *word |= mask);
-        free
-    }
-
-    fn clear(&mut self, extent: Extent) {
-        self.each(extent, |word, mask| *word &= !mask);
-    }
-
-    fn touches(&self, extent: Extent) -> bool {
-        self.masks(extent).any(|(word, mask)| self.words[word] & mask != 0)
-    }
-
-    fn covers(&self, extent: Extent) -> bool {
-        self.masks(extent).all(|(word, mask)| self.words[word] & mask == mask)
-    }
-
-    fn count(&self) -> u64 {
-        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.words.iter().all(|word| *word == 0)
-    }
-
-    fn minus(&self, other: &BlockMap) -> Vec<Extent> {
-        self.extents_of(other, |own, other| own & !other)
-    }
-
-    fn intersection(&self, other: &BlockMap) -> Vec<Extent> {
-        self.extents_of(other, |own, other| own & other)
-    }
-
-    fn each(&mut self, extent: Extent, mut change: impl FnMut(&mut u64, u64)) {
-        for (word, mask) in self.masks(extent) {
-            change(&mut self.words[word], mask);
-        }
-    }
-
-    /// Words and the bits in them that an extent inside the space has.
-    fn masks(&self, extent: Extent) -> impl Iterator<Item = (usize, u64)> + use<> {
-        let first = (extent.offset - self.space.offset) / BLOCK_BYTES;
-        let end = first + extent.length / BLOCK_BYTES;
-        (first / 64..end.div_ceil(64)).map(move |word| {
-            let (low, high) = (first.max(word * 64) - word * 64, end.min(word * 64 + 64) - word * 64);
-            (word as usize, (u64::MAX >> (64 - (high - low))) << low)
-        })
-    }
-
-    fn extents_of(&self, other: &BlockMap, combine: impl Fn(u64, u64) -> u64) -> Vec<Extent> {
-        let mut extents: Vec<Extent> = Vec::new();
-        for (index, (own, other)) in std::iter::zip(&self.words, &other.words).enumerate() {
-            let mut bits = combine(*own, *other);
-            while bits != 0 {
-                let start = bits.trailing_zeros();
-                let length = (bits >> start).trailing_ones();
-                let offset = self.space.offset + (index as u64 * 64 + u64::from(start)) * BLOCK_BYTES;
-                let length_bytes = u64::from(length) * BLOCK_BYTES;
-                match extents.last_mut() {
-                    Some(last) if last.offset + last.length == offset => last.length += length_bytes,
-                    _ => extents.push(Extent { offset, length: length_bytes }),
-                }
-                bits &= !((u64::MAX >> (64 - length)) << start);
-            }
-        }
-        extents
     }
 }
 

@@ -4,6 +4,7 @@
 //! repair; then the store must not be open anywhere. What the device holds is not believed: damage is reported, with the object,
 //! the offset in it and the byte on the device wherever they are known, and the rest is still looked at.
 
+mod block_map;
 mod fsck;
 mod inspect;
 mod offline;

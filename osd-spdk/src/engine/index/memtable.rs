@@ -42,6 +42,20 @@ impl Memtable {
     }
 }
 
+/// A memtable that is not needed any more. Freeing hundreds of thousands of entries takes milliseconds, in which nothing else would run.
+pub(super) struct Remains(btree_map::IntoIter<Box<[u8]>, Option<Box<[u8]>>>);
+
+impl Remains {
+    pub(super) fn of(memtable: Memtable) -> Remains {
+        Remains(memtable.map.into_iter())
+    }
+
+    /// Frees some entries; true when there are no more.
+    pub(super) fn free_some(&mut self, entries: usize) -> bool {
+        self.0.by_ref().take(entries).count() < entries
+    }
+}
+
 /// Entries of a memtable in order.
 pub(super) type Range<'a> = btree_map::Range<'a, Box<[u8]>, Option<Box<[u8]>>>;
 

@@ -33,7 +33,7 @@ use nacre_reactor::{Bytes, DmaBuf};
 
 use self::blocks::{Blocks, Cache, Missing, Run};
 use self::lookup::RunCursor;
-use self::memtable::Memtable;
+use self::memtable::{Memtable, Remains};
 use self::merge::RunStream;
 pub(crate) use self::verify::{RunDamage, verify_run};
 use self::write::RunWriter;
@@ -136,6 +136,8 @@ struct State {
     runs: Vec<Rc<Run>>,
     /// Removed; somebody may still read them.
     retired: Vec<Rc<Run>>,
+    /// Flushed; to be freed bit by bit.
+    remains: Vec<Remains>,
 }
 
 impl Tree {
@@ -157,7 +159,8 @@ impl Tree {
         }
         let next_run = manifest.iter().map(|handle| handle.id.saturating_add(1)).max().unwrap_or(1);
         let next_sequence = runs.first().map_or(1, |run| run.handle.sequence_last.saturating_add(1));
-        let state = State { active: Memtable::default(), frozen: Vec::new(), runs, retired: Vec::new() };
+        let state =
+            State { active: Memtable::default(), frozen: Vec::new(), runs, retired: Vec::new(), remains: Vec::new() };
         Ok(Tree {
             cache: Cache::new(options.cache_bytes),
             io,
@@ -266,10 +269,11 @@ impl Tree {
         Ok(Some(ManifestEdit { added, removed: Vec::new(), opened, work: Work::Flush(memtables.len()) }))
     }
 
-    /// Merges runs, if there is something to merge; otherwise `None`. Yields between units. May run beside a flush; one merge at a
+    /// Merges runs, if there is something to merge; otherwise `None`. Frees old memtables on the way. Yields between units. May run beside a flush; one merge at a
     /// time (another answers `None` until the edit is installed or abandoned). A run that cannot be read is told once, and left
     /// out of later merges. The future must not be dropped before it completes.
     pub async fn merge_step(&self) -> Result<Option<ManifestEdit>, StoreError> {
+        self.free_remains().await;
         let picked = {
             let state = self.state.borrow();
             let all = state.runs.len();
@@ -298,7 +302,8 @@ impl Tree {
         match edit.work {
             Work::Flush(memtables) => {
                 // What was frozen since the flush began is in front.
-                state.frozen.truncate(state.frozen.len() - memtables);
+                let flushed = state.frozen.split_off(state.frozen.len() - memtables);
+                state.remains.extend(flushed.into_iter().filter_map(Rc::into_inner).map(Remains::of));
                 self.flushing.set(false);
             }
             Work::Merge => self.merging.set(false),
@@ -329,6 +334,21 @@ impl Tree {
     /// The installed runs, newest first: what a checkpoint must keep.
     pub fn manifest(&self) -> Vec<RunHandle> {
         self.state.borrow().runs.iter().map(|run| run.handle.clone()).collect()
+    }
+
+    /// Frees what flushes have left behind.
+    async fn free_remains(&self) {
+        loop {
+            {
+                let remains = &mut self.state.borrow_mut().remains;
+                match remains.last_mut().map(|last| last.free_some(REMAINS_ENTRIES)) {
+                    None => return,
+                    Some(true) => drop(remains.pop()),
+                    Some(false) => {}
+                }
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Makes a lookup until it has all blocks that it needs.
@@ -623,6 +643,8 @@ fn is_empty_range(from: Bound<&[u8]>, to: Bound<&[u8]>) -> bool {
 
 /// Entries between two yields: some ten microseconds of merging.
 const YIELD_ENTRIES: usize = 64;
+/// Entries of an old memtable freed between two yields: some ten microseconds.
+const REMAINS_ENTRIES: usize = 500;
 /// Entries that a scan collects in one go. A lookup is repeated for blocks that must be read; without a bound a long scan of many
 /// blocks would begin anew too often.
 pub const SCAN_MOMENT_ENTRIES: usize = 4096;
