@@ -89,6 +89,8 @@ bitflags! {
         const ASYNC_DIO = 1 << 15;
         /// Lookups and readdirs of one directory in parallel.
         const PARALLEL_DIROPS = 1 << 18;
+        /// Reading from the device tells an abort from an unmount.
+        const ABORT_ERROR = 1 << 21;
         /// `max_pages` is in INIT's answer.
         const MAX_PAGES = 1 << 22;
         /// Targets of symbolic links stay in the kernel (they never change).

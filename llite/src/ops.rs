@@ -85,9 +85,13 @@ impl<F: FileSystem + 'static> Session<F> {
             Request::Release(release) => {
                 let owner = release.release_flags & abi::RELEASE_FLOCK_UNLOCK != 0;
                 let owner = owner.then_some(LockOwner(release.lock_owner));
+                self.flushes.wait(release.fh).await;
                 self.fs.release(HandleId(release.fh), owner).await.map(done)
             }
-            Request::Flush(flush) => self.fs.flush(HandleId(flush.fh), LockOwner(flush.lock_owner)).await.map(done),
+            Request::Flush(flush) => {
+                let call = self.fs.flush(HandleId(flush.fh), LockOwner(flush.lock_owner));
+                self.flushes.run(flush.fh, call).await.map(done)
+            }
             Request::Fsync(fsync) => {
                 let data_only = fsync.fsync_flags & abi::FSYNC_FDATASYNC != 0;
                 self.fs.fsync(HandleId(fsync.fh), data_only).await.map(done)

@@ -24,7 +24,7 @@ use nacre_wire::{Fid, Status};
 use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use zerocopy::IntoBytes;
 
@@ -80,14 +80,79 @@ pub struct Session<F> {
     pub(crate) control: Control,
     negotiated: Cell<Negotiated>,
     in_flight: RefCell<HashMap<u64, InFlight>>,
+    pub(crate) flushes: Flushes,
     state: watch::Sender<State>,
 }
 
 struct InFlight {
     task: AbortHandle,
     pid: u32,
+    on_interrupt: OnInterrupt,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OnInterrupt {
+    /// Drop the call if the signal is one to stop for.
+    Drop,
     /// F_SETLKW: every signal ends it, as fcntl(2) says.
-    waits_for_lock: bool,
+    DropAtOnce,
+    /// FLUSH: a process that was killed still gives its locks back, so the call runs on without it.
+    Detach,
+}
+
+impl OnInterrupt {
+    fn of(request: &Request) -> OnInterrupt {
+        match request {
+            Request::Setlk { wait: true, .. } => OnInterrupt::DropAtOnce,
+            Request::Flush(_) => OnInterrupt::Detach,
+            _ => OnInterrupt::Drop,
+        }
+    }
+}
+
+/// FLUSHes of handles. One that was interrupted runs on, and the kernel already sends RELEASE, which has to wait for it.
+#[derive(Default)]
+pub struct Flushes {
+    running: RefCell<HashMap<u64, u32>>,
+    ended: Notify,
+}
+
+impl Flushes {
+    /// Runs a FLUSH.
+    pub async fn run<T>(&self, handle: u64, flush: impl Future<Output = T>) -> T {
+        let _ends = FlushEnds { flushes: self, handle };
+        *self.running.borrow_mut().entry(handle).or_insert(0) += 1;
+        flush.await
+    }
+
+    /// Waits until none of a handle runs.
+    pub async fn wait(&self, handle: u64) {
+        loop {
+            let ended = self.ended.notified();
+            if !self.running.borrow().contains_key(&handle) {
+                return;
+            }
+            ended.await;
+        }
+    }
+}
+
+struct FlushEnds<'a> {
+    flushes: &'a Flushes,
+    handle: u64,
+}
+
+impl Drop for FlushEnds<'_> {
+    fn drop(&mut self) {
+        let mut running = self.flushes.running.borrow_mut();
+        if let Some(count) = running.get_mut(&self.handle) {
+            *count -= 1;
+            if *count == 0 {
+                running.remove(&self.handle);
+                self.flushes.ended.notify_waiters();
+            }
+        }
+    }
 }
 
 /// A good answer.
@@ -124,6 +189,7 @@ impl<F: FileSystem + 'static> Session<F> {
             control,
             negotiated: Cell::new(Negotiated { minor: 0, flags: InitFlags::empty() }),
             in_flight: RefCell::default(),
+            flushes: Flushes::default(),
             state: watch::Sender::new(State::Starting),
         })
     }
@@ -217,14 +283,14 @@ impl<F: FileSystem + 'static> Session<F> {
                 None
             }
             request => {
-                let waits_for_lock = matches!(request, Request::Setlk { wait: true, .. });
+                let on_interrupt = OnInterrupt::of(&request);
                 let session = self.clone();
                 let task = tokio::task::spawn_local(async move {
                     let outcome = session.serve(&header, request, data).await;
                     session.finish(&header, outcome);
                 });
                 // The task has not run yet: it runs after this turn.
-                let call = InFlight { task: task.abort_handle(), pid: header.pid, waits_for_lock };
+                let call = InFlight { task: task.abort_handle(), pid: header.pid, on_interrupt };
                 self.in_flight.borrow_mut().insert(header.unique, call);
                 None
             }
@@ -233,7 +299,7 @@ impl<F: FileSystem + 'static> Session<F> {
 
     fn finish(self: &Rc<Self>, header: &InHeader, outcome: Result<Answer, Status>) {
         if self.in_flight.borrow_mut().remove(&header.unique).is_none() {
-            // Interrupted in this very turn; EINTR was the answer.
+            // Interrupted, in this very turn or with the call running on; EINTR was the answer.
             if let Ok(Answer { opened: Some(handle), .. }) = outcome {
                 self.release_unclaimed(handle);
             }
@@ -283,7 +349,7 @@ impl<F: FileSystem + 'static> Session<F> {
         let calls = self.in_flight.borrow();
         // Not there: answered already, and the kernel knows or will.
         let Some(call) = calls.get(&unique) else { return };
-        let (pid, at_once) = (call.pid, call.waits_for_lock);
+        let (pid, at_once) = (call.pid, call.on_interrupt == OnInterrupt::DropAtOnce);
         drop(calls);
         if at_once || signal::wants_out(pid) {
             return self.cancel(unique);
@@ -306,7 +372,9 @@ impl<F: FileSystem + 'static> Session<F> {
     fn cancel(&self, unique: u64) {
         let call = self.in_flight.borrow_mut().remove(&unique);
         if let Some(call) = call {
-            call.task.abort();
+            if call.on_interrupt != OnInterrupt::Detach {
+                call.task.abort();
+            }
             self.reply_error(unique, Status::EINTR.errno());
         }
     }

@@ -466,15 +466,14 @@ fn who_waits_can_be_killed_and_a_timer_does_not_hurt() {
     }
     // A handler for SIGALRM with the call going on: EINTR must not come out of stat(2).
     let script = "import os, signal\nsignal.signal(signal.SIGALRM, lambda *_: None)\nsignal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)\n\
-                  try: os.stat('hang')\nexcept FileNotFoundError: print('right')\n";
-    let calls = mount.calls("lookup");
-    let python = std::process::Command::new("python3")
+                  print('go', flush=True)\ntry: os.stat('hang')\nexcept FileNotFoundError: print('right')\n";
+    let mut python = std::process::Command::new("python3")
         .args(["-c", script])
         .current_dir(&mount.dir)
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    mount.wait_for_call("lookup", calls + 1);
+    python.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
     std::thread::sleep(Duration::from_millis(200));
     let before = mount.calls("lookup");
     std::thread::sleep(Duration::from_millis(400));
@@ -501,13 +500,36 @@ fn unmounting_is_bounded_when_a_call_never_returns() {
 }
 
 #[test]
+fn a_killed_process_gives_its_locks_back() {
+    let Some(mount) = Mount::new() else { return };
+    fs::write(mount.path("f"), "x").unwrap();
+    let script = "import fcntl, time\nf = open('f', 'r+')\nfcntl.lockf(f, fcntl.LOCK_EX)\nprint('locked', flush=True)\ntime.sleep(60)";
+    let mut python = std::process::Command::new("python3")
+        .args(["-c", script])
+        .current_dir(&mount.dir)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    python.stdout.as_mut().unwrap().read_exact(&mut [0; 7]).unwrap();
+    // It dies while the server does not answer.
+    mount.stall("flush");
+    python.kill().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    mount.resume();
+    python.wait().unwrap();
+    sh(&mount.dir, "timeout 5 python3 -c 'import fcntl; fcntl.lockf(open(\"f\", \"r+\"), fcntl.LOCK_EX)'");
+}
+
+#[test]
 fn umount_from_outside_ends_it() {
-    for (flags, wanted) in [(&[][..], End::Unmounted), (&["-l"], End::Unmounted)] {
+    for (flags, wanted) in [(&[][..], End::Unmounted), (&["-l"], End::Unmounted), (&["-f"], End::Unmounted)] {
         let Some(mount) = Mount::new() else { return };
         fs::write(mount.path("f"), "x").unwrap();
         let status = std::process::Command::new("umount").args(flags).arg(&mount.dir).status().unwrap();
         assert!(status.success());
+        let dir = mount.dir.clone();
         assert_eq!(mount.ended(), wanted);
+        assert!(!fs::read_to_string("/proc/self/mounts").unwrap().contains(dir.to_str().unwrap()));
     }
 }
 
