@@ -11,7 +11,7 @@ pub const MAJOR: u32 = 7;
 pub const MINOR: u32 = 45;
 /// Below it INIT's answer has another form (Linux 4.20).
 pub const MINOR_MIN: u32 = 28;
-/// From here on the kernel takes [`NOTIFY_INC_EPOCH`] (Linux 6.17).
+/// From here on the kernel takes [`NOTIFY_INC_EPOCH`] (Linux 6.16).
 pub const MINOR_EPOCH: u32 = 44;
 /// From here on the kernel drops cached pages after a write to an FOPEN_DIRECT_IO handle, not only before it
 /// (Linux 6.14).
