@@ -1,6 +1,7 @@
 //! The client against the real services: what one mount does, another sees.
 
 #[path = "smoke/cluster.rs"]
+#[allow(dead_code, reason = "shared between tests")]
 mod cluster;
 
 use std::time::Duration;

@@ -223,13 +223,24 @@ impl Cluster {
 
     pub async fn mount_with(&self, options: &[(&str, &str)]) -> Mounted {
         self.clients.set(self.clients.get() + 1);
-        let nid = Nid::local(100 + self.clients.get());
-        let connector = Rc::new(LocalConnector::new(&self.net, nid, "client"));
+        let number = 100 + self.clients.get();
         let kernel = Rc::new(Kernel::default());
+        let client = self.mount_under(number, kernel.clone(), options).await;
+        Mounted { client, kernel, nid: Nid::local(number) }
+    }
+
+    /// Mounts under a kernel of the caller's.
+    pub fn mount_under<K: KernelCache + 'static>(
+        &self,
+        number: u16,
+        kernel: Rc<K>,
+        options: &[(&str, &str)],
+    ) -> impl Future<Output = Rc<Client>> + use<K> {
+        let connector = Rc::new(LocalConnector::new(&self.net, Nid::local(number), "client"));
         let mut spec = MountSpec::new(vec![Nid::local(MGS_NID)], "nacre");
         spec.options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let client = Client::mount(self.env.clone(), connector, spec, kernel.clone()).await.unwrap();
-        Mounted { client, kernel, nid }
+        let env = self.env.clone();
+        async move { Client::mount(env, connector, spec, kernel).await.unwrap() }
     }
 
     pub fn filesystems(&self) -> usize {
