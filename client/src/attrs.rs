@@ -176,6 +176,7 @@ impl Client {
         if size > self.largest_file() {
             return Err(Status::EFBIG);
         }
+        // What this file's own stripes can hold is checked with the truncate.
         let file = match (inode.file(), layout) {
             (Some(file), _) => file,
             (None, Some(layout)) => self.file_of(inode, &layout, false)?,
@@ -327,11 +328,13 @@ impl Client {
         });
     }
 
-    /// Largest file of one stripe on the OST with the smallest limit.
+    /// Largest file there can be: striped over all OSTs. Files with fewer stripes end earlier ([`File::bytes_max`]).
     pub(crate) fn largest_file(&self) -> u64 {
-        let limits = self.all_osts().into_iter().filter_map(|ost| ost.stub.import.connect_reply());
+        let osts = self.all_osts();
+        let limits = osts.iter().filter_map(|ost| ost.stub.import.connect_reply());
+        let object_max = limits.map(|reply| reply.object_bytes_max).min().unwrap_or(u64::MAX);
         // The kernel's loff_t ends there.
-        limits.map(|reply| reply.object_bytes_max).min().unwrap_or(u64::MAX).min(i64::MAX as u64)
+        object_max.saturating_mul(osts.len() as u64).min(i64::MAX as u64)
     }
 }
 

@@ -51,6 +51,8 @@ pub struct Client {
     pub(crate) statfs: StatfsCache,
     pub(crate) dirty_bytes: Cell<u64>,
     pub(crate) dirty_room: Notify,
+    /// Writers that wait for room.
+    pub(crate) room_waiters: Cell<u32>,
     pub(crate) ahead_bytes: Cell<u64>,
     pub(crate) ahead_pending: Cell<u64>,
     pub(crate) ahead_files: RefCell<VecDeque<Weak<File>>>,
@@ -60,6 +62,12 @@ pub struct Client {
     pub(crate) background_done: Notify,
     cancels: RefCell<Vec<u64>>,
     shrinking: Cell<bool>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("fsname", &self.fsname).field("uuid", &self.uuid).finish_non_exhaustive()
+    }
 }
 
 /// One server, for `lctl dl`.
@@ -123,6 +131,7 @@ impl Client {
             statfs: StatfsCache::default(),
             dirty_bytes: Cell::new(0),
             dirty_room: Notify::new(),
+            room_waiters: Cell::new(0),
             ahead_bytes: Cell::new(0),
             ahead_pending: Cell::new(0),
             ahead_files: RefCell::default(),

@@ -257,13 +257,13 @@ impl FileSystem for Client {
         }
         add(&self.stats.read_calls, 1);
         if !handle.mode.direct {
-            let window = self.params.max_read_ahead_per_file_mb.get() << 20;
-            // Without a lock on all of the file its end is not known for sure; reading past it costs little.
-            let size = file.size_known().unwrap_or(u64::MAX);
+            // Where the file's end is not known for sure, somebody else is writing it: what is read ahead would not last.
+            let (window, size) = match file.size_known() {
+                Some(size) => (self.params.max_read_ahead_per_file_mb.get() << 20, size),
+                None => (0, u64::MAX),
+            };
             let ahead = handle.ahead.borrow_mut().read(&range, window, size);
-            if let Some(ahead) = ahead
-                && size != u64::MAX
-            {
+            if let Some(ahead) = ahead {
                 file.read_ahead(&client, ahead);
             }
         }

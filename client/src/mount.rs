@@ -206,15 +206,17 @@ impl Client {
                 tracing::warn!("{}: unmount gave up waiting for servers", self.fsname);
             }
         }
+        left.lost_bytes = client.dirty_bytes();
         for inode in client.inodes.all() {
-            let Some(file) = inode.file() else { continue };
-            let lost: u64 = file.objects.iter().map(|object| object.drop_dirty(&(0..u64::MAX))).sum();
-            let failed = file.failure_since(0).is_some() || file.is_dirty();
-            left.lost_bytes += lost;
-            if lost > 0 || (failed && inode.opens.get() > 0) {
+            if let Some(file) = inode.file()
+                && file.is_dirty()
+            {
                 left.lost_files.push(inode.fid);
+                file.drop_dirty();
             }
         }
+        // Nothing is known any more: whoever asks is told so by the closed imports.
+        client.inodes.drop_locks();
         // With force the servers may be gone; without it they have had their time.
         let patience = if force { Duration::ZERO } else { GOODBYE_MAX };
         let imports = client.all_osts().into_iter().map(|ost| ost.stub.import.clone());

@@ -51,8 +51,8 @@ pub(crate) struct Ost {
     pub flush: Notify,
     /// Whether the write-back task runs.
     pub flushing: Cell<bool>,
-    /// Somebody waits for room: everything dirty is due.
-    pub pressed: Cell<bool>,
+    /// Writers that wait for granted space.
+    pub grant_waiters: Cell<u32>,
     /// Dirty data was written or dropped.
     pub freed: Notify,
     /// Bounds write-back requests under way.
@@ -111,7 +111,7 @@ impl Ost {
             dirty: RefCell::default(),
             flush: Notify::new(),
             flushing: Cell::new(false),
-            pressed: Cell::new(false),
+            grant_waiters: Cell::new(0),
             freed: Notify::new(),
             rpcs: Semaphore::new(rpcs_max),
             rpcs_max: Cell::new(rpcs_max),

@@ -76,7 +76,7 @@ macro_rules! params {
 
 params! {
     dirty_age_ms = 1000, "milliseconds", 1, 3_600_000, "Dirty data is sent to the OSTs when it is this old.";
-    max_cached_inodes = 200_000, "inodes", 16, 100_000_000, "Inodes without users that are kept, with their locks.";
+    max_cached_inodes = 50_000, "inodes", 16, 100_000_000, "Inodes without users that are kept, with their locks.";
     max_dirty_mb = 256, "MiB", 1, 1 << 20, "Dirty data of the whole mount; writers wait above it.";
     max_pages_per_rpc = 512, "pages of 4 KiB", 16, 1000, "Largest write-back request.";
     max_read_ahead_mb = 64, "MiB", 0, 1 << 20, "Data read ahead and not used yet, whole mount; 0: no read-ahead.";

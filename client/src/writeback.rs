@@ -4,6 +4,7 @@
 //! waits for space (memory or grant); objects share requests. fsync, revocations and truncates send what they need
 //! themselves ([`Object::flush`]). The task ends when nothing is dirty: an idle mount does nothing.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -54,10 +55,8 @@ pub(crate) async fn wait_for_room(client: &Rc<Client>) {
         if client.dirty_bytes.get() < client.params.max_dirty_mb.get() << 20 {
             return;
         }
-        for ost in client.all_osts() {
-            ost.pressed.set(true);
-            ost.flush.notify_one();
-        }
+        let _waiting = Waiting::new(&client.room_waiters);
+        client.all_osts().iter().for_each(|ost| ost.flush.notify_one());
         room.await;
     }
 }
@@ -71,10 +70,31 @@ pub(crate) async fn wait_for_grant(ost: &Rc<Ost>) -> bool {
     if ost.grant_used_bytes() == 0 {
         return false;
     }
-    ost.pressed.set(true);
+    let _waiting = Waiting::new(&ost.grant_waiters);
     ost.flush.notify_one();
     freed.await;
     true
+}
+
+/// Counts somebody who waits.
+struct Waiting<'a>(&'a Cell<u32>);
+
+impl Waiting<'_> {
+    fn new(count: &Cell<u32>) -> Waiting<'_> {
+        count.set(count.get() + 1);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Whether everything dirty is due, because somebody waits for it to go.
+fn is_pressed(ost: &Ost) -> bool {
+    ost.grant_waiters.get() > 0 || ost.client.upgrade().is_some_and(|client| client.room_waiters.get() > 0)
 }
 
 /// Sends batches of any objects of one OST in one request. What the task does is done when it ends.
@@ -179,10 +199,9 @@ fn next_due(ost: &Ost, now: Duration, age: Duration) -> Option<Duration> {
         dirty
     });
     if queue.is_empty() {
-        ost.pressed.set(false);
         return None;
     }
-    if ost.pressed.get() || queue.iter().any(|object| object.dirty_bytes() >= object.batch_bytes_max()) {
+    if is_pressed(ost) || queue.iter().any(|object| object.dirty_bytes() >= object.batch_bytes_max()) {
         return Some(Duration::ZERO);
     }
     // Sorted by when they became dirty, but for those sent in part: their turn comes with the next round.
@@ -197,13 +216,14 @@ fn collect(ost: &Ost, now: Duration, age: Duration) -> Vec<(Rc<Object>, Batch)> 
         Some(object) => object.batch_bytes_max(),
         None => return batches,
     };
+    let pressed = is_pressed(ost);
     let queue: Vec<Rc<Object>> = ost.dirty.borrow().iter().cloned().collect();
     for object in queue {
         if room < BLOCK_BYTES || batches.len() >= OBJECTS_MAX {
             break;
         }
         let Some((since, bytes)) = object.dirty_since() else { continue };
-        let due = ost.pressed.get() || since + age <= now || bytes >= object.batch_bytes_max();
+        let due = pressed || since + age <= now || bytes >= object.batch_bytes_max();
         if due && let Some(batch) = object.take_batch(&WHOLE, room) {
             room -= batch.bytes();
             batches.push((object, batch));

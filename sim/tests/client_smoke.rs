@@ -408,3 +408,128 @@ fn open_for_reading_only_does_not_write() {
         assert_eq!(a.read(file.handle, 0, 9).await, b"");
     });
 }
+
+#[test]
+fn unmount_is_bounded_and_tells_what_was_lost() {
+    simulate(|| async {
+        let cluster = Cluster::new().await;
+        for force in [false, true] {
+            let a = cluster.mount_with(&[("dirty_age_ms", "3600000")]).await;
+            let file = a.create("f").await;
+            a.write(file.handle, 0, &[9; 5000]).await.unwrap();
+            let faults = cluster.net.faults();
+            [10, 11].into_iter().for_each(|ost| faults.part(a.nid, nacre_wire::Nid::local(ost)));
+            let client = a.client.clone();
+            let reader = spawn_local(async move { client.read(file.handle, 100_000_000, 10).await });
+            let before = cluster.env.now();
+            let left = a.client.unmount(force, Duration::from_secs(30)).await;
+            let took = cluster.env.now() - before;
+            assert!(took <= Duration::from_secs(if force { 5 } else { 40 }), "{took:?}");
+            assert_eq!((left.lost_bytes, left.lost_files), (5000, vec![file.entry.fid]));
+            reader.await.unwrap().unwrap_err();
+            assert_eq!(a.client.getattr(file.entry.fid).await.unwrap_err(), Status::ESHUTDOWN);
+            faults.heal_all();
+        }
+    });
+}
+
+#[test]
+fn what_is_remembered_of_inodes_is_bounded() {
+    simulate(|| async {
+        let cluster = Cluster::new().await;
+        let (a, b) = (cluster.mount_with(&[("max_cached_inodes", "16")]).await, cluster.mount().await);
+        for number in 0..200u32 {
+            let name = format!("f{number}");
+            let file = a.create(&name).await;
+            a.write(file.handle, 0, name.as_bytes()).await.unwrap();
+            a.client.release(file.handle, None).await.unwrap();
+            if number % 50 == 0 {
+                sleep(Duration::from_secs(2)).await;
+            }
+        }
+        sleep(Duration::from_secs(5)).await;
+        a.stat("f0").await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        let mdt_locks = a.client.peers()[1].locks;
+        assert!(mdt_locks <= 40, "{mdt_locks} locks");
+        let data_locks: usize = a.client.peers()[2..].iter().map(|peer| peer.locks).sum();
+        assert!(data_locks <= 40, "{data_locks} locks");
+        for number in [0u32, 77, 199] {
+            let name = format!("f{number}");
+            let there = b.open(&name).await;
+            assert_eq!(b.read(there.handle, 0, 100).await, name.as_bytes());
+        }
+        assert!(a.kernel.names.get() > 0, "the kernel was told");
+    });
+}
+
+#[test]
+fn mounts_with_servers_missing() {
+    simulate(|| async {
+        let cluster = Cluster::new().await;
+        let a = cluster.mount().await;
+        let files = [a.create("f").await, a.create("g").await];
+        for file in &files {
+            a.write(file.handle, 0, b"there").await.unwrap();
+            a.client.fsync(file.handle, false).await.unwrap();
+        }
+        // One OST is away: the other one's files can be read.
+        let faults = cluster.net.faults();
+        faults.part(nacre_wire::Nid::local(102), nacre_wire::Nid::local(10));
+        let b = cluster.mount().await;
+        let mut read = 0;
+        for (name, file) in ["f", "g"].iter().zip(&files) {
+            if a.client.layout(file.entry.fid).await.unwrap().unwrap().stripes()[0].ost_index == 1 {
+                let there = b.open(name).await;
+                assert_eq!(b.read(there.handle, 0, 9).await, b"there");
+                read += 1;
+            } else {
+                let opening = timeout(Duration::from_secs(5), b.stat(name)).await;
+                assert!(opening.is_err(), "waits for the OST, and can be given up");
+            }
+        }
+        assert_eq!(read, 1, "files are spread over the OSTs");
+        faults.heal_all();
+        let there = b.open("f").await;
+        assert_eq!(b.read(there.handle, 0, 9).await, b"there");
+        // What cannot be mounted says why.
+        let wrong = cluster.try_mount("nacer", None).await.unwrap_err().to_string();
+        assert_eq!(wrong, "the MGS at 1@local has no filesystem \"nacer\"; it has: nacre");
+        let wrong = cluster.try_mount("nacre", Some("no/such")).await.unwrap_err().to_string();
+        assert_eq!(wrong, "cannot mount directory \"no/such\" of \"nacre\": \"no\" does not exist");
+        a.client.mkdir(&root(), a.client.root(), b"sub", 0o755).await.unwrap();
+        let sub = cluster.try_mount("nacre", Some("/sub/")).await.unwrap();
+        assert_ne!(sub.root(), nacre_wire::Fid::ROOT);
+        sub.mkdir(&root(), sub.root(), b"below", 0o755).await.unwrap();
+        assert_eq!(a.client.lookup(sub.root(), b"below").await.unwrap().map(|e| e.attr.is_dir()), Some(true));
+    });
+}
+
+#[test]
+fn sequential_readers_find_their_data_here() {
+    simulate(|| async {
+        let cluster = Cluster::new().await;
+        let (a, b) = (cluster.mount().await, cluster.mount().await);
+        let file = a.create("f").await;
+        let data = pattern(11, 12 << 20);
+        for (number, chunk) in data.chunks(1 << 20).enumerate() {
+            a.write(file.handle, (number << 20) as u64, chunk).await.unwrap();
+        }
+        let there = b.open("f").await;
+        let mut got = Vec::new();
+        while got.len() < data.len() {
+            let part = b.read(there.handle, got.len() as u64, 128 << 10).await;
+            assert!(!part.is_empty());
+            got.extend(part);
+        }
+        assert!(got == data);
+        let stats = &b.client.stats;
+        let (ahead, hits) = (stats.read_ahead_bytes.get(), stats.read_ahead_hits_bytes.get());
+        assert!(hits >= 11 << 20 && ahead >= hits, "read ahead {ahead}, used {hits}");
+        // A write elsewhere makes what was read ahead useless.
+        let there = b.open("f").await;
+        b.read(there.handle, 0, 128 << 10).await;
+        a.write(file.handle, 0, &vec![0; 4 << 20]).await.unwrap();
+        assert!(b.read(there.handle, 128 << 10, 1 << 20).await.iter().all(|byte| *byte == 0));
+    });
+}

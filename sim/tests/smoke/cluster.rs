@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use nacre_client::{Client, FileSystem, HandleId, KernelCache, MountSpec, OpenMode, Opened, WriteMode};
+use nacre_client::{Client, FileSystem, HandleId, KernelCache, MountError, MountSpec, OpenMode, Opened, WriteMode};
 use nacre_mdt::{Mdt, MdtConfig};
 use nacre_mgs::Mgs;
 use nacre_osd::model::ModelStore;
@@ -241,6 +241,14 @@ impl Cluster {
         spec.options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let env = self.env.clone();
         async move { Client::mount(env, connector, spec, kernel).await.unwrap() }
+    }
+
+    /// Mounts something that may not be there.
+    pub async fn try_mount(&self, fsname: &str, subdir: Option<&str>) -> Result<Rc<Client>, MountError> {
+        let connector = Rc::new(LocalConnector::new(&self.net, Nid::local(99), "client"));
+        let mut spec = MountSpec::new(vec![Nid::local(MGS_NID)], fsname);
+        spec.subdir = subdir.map(|path| path.as_bytes().to_vec());
+        Client::mount(self.env.clone(), connector, spec, Rc::new(Kernel::default())).await
     }
 
     pub fn filesystems(&self) -> usize {
