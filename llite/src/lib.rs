@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_client::FileSystem;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 pub use control::Parameters;
 pub use mount::{MountError, MountOptions};
@@ -63,8 +63,9 @@ pub async fn mount<F: FileSystem + 'static>(
     };
     let session = Session::new(device, fs, kernel.clone(), control);
     let mut state = session.watch();
-    tokio::task::spawn_local(session.run());
-    let mut mounted = Mounted { path, state: state.clone(), gone: false };
+    let stop = Rc::new(Notify::new());
+    tokio::task::spawn_local(session.run(stop.clone()));
+    let mut mounted = Mounted { path, state: state.clone(), stop, gone: false };
     let greeted = tokio::time::timeout(GREETING_MAX, state.wait_for(|state| *state != State::Starting)).await;
     let why = match greeted {
         Ok(Ok(state)) if *state == State::Serving => None,
@@ -85,6 +86,7 @@ pub async fn mount<F: FileSystem + 'static>(
 pub struct Mounted {
     path: PathBuf,
     state: watch::Receiver<State>,
+    stop: Rc<Notify>,
     gone: bool,
 }
 
@@ -109,13 +111,19 @@ impl Mounted {
     /// fail with ECONNABORTED. True: cleanly.
     ///
     /// # Errors
-    /// Not even by force; the process should end then, which closes the device.
+    /// Not even by force. The device is closed all the same: calls fail, and the name is left to umount(8).
     pub async fn unmount(mut self, limit: Duration) -> std::io::Result<bool> {
-        let clean = mount::unmount(&self.path, limit).await?;
+        let unmounted = mount::unmount(&self.path, limit).await;
         self.gone = true;
-        // After a forced unmount the device reports it at once; a clean one is over when umount(2) returns.
-        let _ = tokio::time::timeout(GREETING_MAX, self.ended()).await;
-        Ok(clean)
+        if !matches!(unmounted, Ok(true)) {
+            // Not everybody may abort a mount; closing the device does.
+            self.stop.notify_one();
+        }
+        // A clean unmount is over when umount(2) returns, and the device says so at once.
+        if tokio::time::timeout(GREETING_MAX, self.ended()).await.is_err() {
+            self.stop.notify_one();
+        }
+        unmounted
     }
 
     fn force(&mut self) {
@@ -127,6 +135,7 @@ impl Mounted {
             tracing::warn!(path = %self.path.display(), %error, "cannot unmount");
         }
         self.gone = true;
+        self.stop.notify_one();
     }
 }
 

@@ -53,7 +53,7 @@ pub enum State {
 pub enum End {
     /// umount(2).
     Unmounted,
-    /// umount(2) with MNT_FORCE, or `abort` below /sys/fs/fuse.
+    /// By force, from here or through `abort` below /sys/fs/fuse.
     Aborted,
     /// The kernel speaks a FUSE protocol that is too old or another one.
     Refused,
@@ -204,9 +204,14 @@ impl<F: FileSystem + 'static> Session<F> {
         self.negotiated.get()
     }
 
-    /// Serves until the mount is gone.
-    pub async fn run(self: Rc<Session<F>>) {
-        let end = match self.serve_requests().await {
+    /// Serves until the mount is gone or `stop` is notified. Then the device is closed, which ends every call that waits
+    /// in the kernel.
+    pub async fn run(self: Rc<Session<F>>, stop: Rc<Notify>) {
+        let served = tokio::select! {
+            served = self.serve_requests() => served,
+            () = stop.notified() => Ok(End::Aborted),
+        };
+        let end = match served {
             Ok(end) => end,
             Err(error) => {
                 tracing::error!(%error, "reading from /dev/fuse failed, the mount ends");

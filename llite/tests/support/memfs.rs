@@ -55,7 +55,7 @@ impl MemFs {
         let env = Env::system();
         let now = env.wall();
         let attr = Attr {
-            mode: mode::DIR | 0o755,
+            mode: mode::DIR | 0o777,
             nlink: 2,
             atime: now,
             mtime: now,
