@@ -309,6 +309,7 @@ fn item_text(item: &Item<'_>) -> String {
     match item {
         Item::Put(key, value) => format!("put {} = {} bytes", key_text(key), value.len()),
         Item::Delete(key) => format!("delete {}", key_text(key)),
+        Item::DeleteRange(from, to) => format!("delete from {} to before {}", key_text(from), key_text(to)),
         Item::Take(extent) => format!("take {} bytes at {}", extent.length, extent.offset),
         Item::Give(extent) => format!("give {} bytes at {}", extent.length, extent.offset),
         Item::Data(extent, crc) => format!("data {} bytes at {}, checksum {crc:#010x}", extent.length, extent.offset),

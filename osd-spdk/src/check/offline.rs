@@ -1,5 +1,6 @@
 //! A store as recovery would find it, read and never written.
 
+use std::ops::Bound;
 use std::rc::Rc;
 
 use futures_util::FutureExt;
@@ -152,7 +153,7 @@ impl Offline {
                 self.log.records += 1;
                 self.log.objects += i64::from(record.objects);
                 for item in &record.items {
-                    self.apply(item);
+                    self.apply(item).await?;
                 }
             }
             self.log.cut = false;
@@ -162,17 +163,22 @@ impl Offline {
         Ok(())
     }
 
-    fn apply(&mut self, item: &Item<'_>) {
+    async fn apply(&mut self, item: &Item<'_>) -> Result<(), StoreError> {
         match item {
             Item::Put(key, value) => {
                 let change: Change = ((*key).into(), Some((*value).into()));
                 self.tree.apply([change]);
             }
             Item::Delete(key) => self.tree.apply([((*key).into(), None)]),
+            Item::DeleteRange(from, to) => {
+                let entries = self.tree.scan(Bound::Included(from), Bound::Excluded(to), usize::MAX).await?;
+                self.tree.apply(entries.into_iter().map(|(key, _)| (key.into_boxed_slice(), None)));
+            }
             Item::Take(extent) => self.space_changes.push((true, *extent)),
             Item::Give(extent) => self.space_changes.push((false, *extent)),
             Item::Data(..) => {}
         }
+        Ok(())
     }
 
     async fn data_is_there(&self, items: &[Item<'_>]) -> Result<bool, StoreError> {

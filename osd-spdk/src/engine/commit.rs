@@ -1,22 +1,29 @@
 //! The commit: one synchronous step that numbers a transaction, writes its record and makes it visible.
 
+use std::ops::Range;
+
 use nacre_wire::Attr;
 
-use super::extents::Outcome;
+use super::extents::{Edit, Outcome};
 use super::index::Change;
 use super::submit::{Plan, Target, position};
 use super::{Inner, error};
 use crate::format::log::Item;
-use crate::format::object::{Kind, encode_attr, encode_mapping, key};
+use crate::format::object::{Kind, encode_attr, encode_mapping, key, key_after};
 use crate::format::run::Extent;
 use crate::format::superblock::BLOCK_BYTES;
 use crate::store::{Op, StoreError, StoreErrorKind, Transaction, Transno};
+
+/// From the first key on, up to before the second.
+type KeyRange = (Box<[u8]>, Box<[u8]>);
 
 /// What becomes of one object.
 struct Fate {
     attr: Option<Attr>,
     changed: bool,
     extents: Outcome,
+    /// Blocks whose keys the record removes as a range.
+    unmapped: Vec<Range<u64>>,
 }
 
 impl Inner {
@@ -37,9 +44,13 @@ impl Inner {
                 attr: target.object.attr.borrow().clone(),
                 changed: false,
                 extents: Outcome::default(),
+                unmapped: Vec::new(),
             })
             .collect();
         let mut changes: Vec<Change> = Vec::with_capacity(transaction.ops.len() + 2);
+        // Removals that the record tells as ranges, before everything else.
+        let mut ranges: Vec<KeyRange> = Vec::new();
+        let mut in_ranges: Vec<Change> = Vec::new();
         let mut objects = 0;
         let Plan { edits, mut removals, reservations, data } = plan;
         for (i, op) in transaction.ops.into_iter().enumerate() {
@@ -54,16 +65,33 @@ impl Inner {
                 }
             }
             let removals = std::mem::take(&mut removals[i]);
-            objects += fate.apply(op, transno, removals, &mut changes);
+            if removals.len() > RANGE_KEYS_MIN {
+                let fid = op.fid();
+                ranges.extend([Kind::Xattr, Kind::Index].map(|kind| (key(kind, fid, &[]), key_after(kind, fid))));
+                in_ranges.extend(removals.into_iter().map(|key| (key, None)));
+                objects += fate.apply(op, transno, Vec::new(), &mut changes);
+            } else {
+                objects += fate.apply(op, transno, removals, &mut changes);
+            }
+            if fate.extents.touched.len() > RANGE_KEYS_MIN {
+                fate.unmapped.extend(edits[i].iter().filter_map(|edit| match edit {
+                    Edit::Unmap(range) => Some(range.clone()),
+                    _ => None,
+                }));
+            }
         }
 
         let mut given: Vec<Extent> = Vec::new();
         for (fate, target) in fates.iter_mut().zip(targets) {
             let object = &target.object;
             let map = object.extents.borrow();
+            let extent_key = |logical: u64| key(Kind::Extent, object.fid, &logical.to_be_bytes());
+            ranges.extend(fate.unmapped.iter().map(|range| (extent_key(range.start), extent_key(range.end))));
             for logical in std::mem::take(&mut fate.extents.touched) {
                 let value = map.at(logical).map(encode_mapping);
-                changes.push((key(Kind::Extent, object.fid, &logical.to_be_bytes()), value));
+                let in_range = value.is_none() && fate.unmapped.iter().any(|range| range.contains(&logical));
+                let changes = if in_range { &mut in_ranges } else { &mut changes };
+                changes.push((extent_key(logical), value));
             }
             given.append(&mut fate.extents.given);
             if !fate.changed {
@@ -83,14 +111,16 @@ impl Inner {
             Some(value) => Item::Put(key, value),
             None => Item::Delete(key),
         });
+        let ranges = ranges.iter().map(|(from, to)| Item::DeleteRange(from, to));
         let takes = taken.iter().map(|extent| Item::Take(*extent));
         let gives = given.iter().map(|extent| Item::Give(*extent));
         let checks = data.iter().map(|(extent, crc)| Item::Data(*extent, *crc));
-        let appended = self.log.append(objects, checks.chain(takes).chain(gives).chain(puts));
+        let appended = self.log.append(objects, checks.chain(takes).chain(gives).chain(ranges).chain(puts));
         debug_assert_eq!(appended, transno);
         taken.into_iter().for_each(|extent| self.space.commit(extent));
         given.into_iter().for_each(|extent| self.space.give(extent, transno));
         self.object_count.set(self.object_count.get().saturating_add_signed(i64::from(objects)));
+        self.tree.apply(in_ranges);
         self.tree.apply(changes);
         if self.checkpoint_is_due() {
             self.log.wants_checkpoint.notify_one();
@@ -159,14 +189,23 @@ fn record_bytes_estimate(transaction: &Transaction, targets: &[Target], plan: &P
         Op::SetXattr { name, value, .. } => name.len() + value.len() + 64,
         _ => 320,
     });
-    let removals = plan.removals.iter().flatten().map(|key| key.len() + 8);
+    let few = plan.removals.iter().filter(|keys| keys.len() <= RANGE_KEYS_MIN);
+    let removals = few.flatten().map(|key| key.len() + 8);
     let pieces = plan.edits.iter().zip(&transaction.ops).map(|(edits, op)| {
         let map = targets[position(targets, op)].object.extents.borrow();
-        edits.iter().map(|edit| (map.count(edit.range()) + 2) * EXTENT_RECORD_BYTES).sum::<usize>()
+        let bytes = |edit: &Edit| match (map.count(edit.range()), edit) {
+            (count, Edit::Unmap(_)) if count > RANGE_KEYS_MIN => count * GIVEN_RECORD_BYTES + 4 * EXTENT_RECORD_BYTES,
+            (count, _) => (count + 2) * EXTENT_RECORD_BYTES,
+        };
+        edits.iter().map(bytes).sum::<usize>()
     });
     let space: usize = plan.reservations.iter().map(|reservation| reservation.extents.len() * 64).sum();
     ops.sum::<usize>() + removals.sum::<usize>() + pieces.sum::<usize>() + space + plan.data.len() * 32 + 16
 }
 
+/// With more removals than this, a record names their range.
+const RANGE_KEYS_MIN: usize = 64;
+/// Space given back.
+const GIVEN_RECORD_BYTES: usize = 14;
 /// A key with its extent, or its removal and the space given.
 const EXTENT_RECORD_BYTES: usize = 80;

@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 use super::error;
 use crate::bdev::BdevRef;
-use crate::format::log::{Cursor, HEADER_BYTES, Item, RecordWriter, seal};
+use crate::format::log::{Cursor, FRAME_BYTES_MAX, HEADER_BYTES, Item, RecordWriter, seal};
 use crate::format::run::Extent;
 use crate::format::superblock::BLOCK_BYTES;
 use crate::store::{Durability, StoreError, StoreErrorKind, Transno};
@@ -142,7 +142,7 @@ impl Log {
 
     /// Longest record, bytes.
     pub fn record_bytes_max(&self) -> usize {
-        (self.ring.length / 4) as usize
+        (self.ring.length / 4).min(FRAME_BYTES_MAX / 2) as usize
     }
 
     /// Why nothing more is taken, if so.

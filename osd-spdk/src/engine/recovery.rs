@@ -5,7 +5,7 @@
 //! is never beyond.
 
 use std::cell::{Cell, RefCell};
-use std::ops::Range;
+use std::ops::{Bound, Range};
 use std::rc::Rc;
 
 use nacre_reactor::{Bytes, DmaBuf};
@@ -20,13 +20,13 @@ use crate::bdev::BdevRef;
 use crate::format::log::{self as frames, Cursor, Item, Start};
 use crate::format::root::Root;
 use crate::format::run::Extent;
-use crate::format::superblock::{BLOCK_BYTES, DEVICE_BYTES_MIN, Found, Superblock};
+use crate::format::superblock::{BLOCK_BYTES, Found, Superblock};
 use crate::store::{StoreError, StoreErrorKind, Transno};
 
 /// The newest whole superblock of a device.
 pub(crate) async fn find_superblock(bdev: &BdevRef) -> Result<Found, StoreError> {
     let device_bytes = bdev.info().bytes();
-    if device_bytes < DEVICE_BYTES_MIN {
+    if device_bytes < 4 * BLOCK_BYTES {
         return Ok(Found::Nothing);
     }
     let mut blocks: Vec<DmaBuf> = Vec::new();
@@ -238,7 +238,7 @@ impl Replay {
                     );
                     return Ok(());
                 }
-                self.apply(record)?;
+                self.apply(record).await?;
             }
         }
         Ok(())
@@ -257,12 +257,17 @@ impl Replay {
         Ok(true)
     }
 
-    fn apply(&mut self, record: frames::Record<'_>) -> Result<(), StoreError> {
+    async fn apply(&mut self, record: frames::Record<'_>) -> Result<(), StoreError> {
         let mut changes: Vec<Change> = Vec::new();
         for item in record.items {
             match item {
                 Item::Put(key, value) => changes.push((key.into(), Some(value.into()))),
                 Item::Delete(key) => changes.push((key.into(), None)),
+                Item::DeleteRange(from, to) => {
+                    self.tree.apply(std::mem::take(&mut changes));
+                    let entries = self.tree.scan(Bound::Included(from), Bound::Excluded(to), usize::MAX).await?;
+                    changes.extend(entries.into_iter().map(|(key, _)| (key.into_boxed_slice(), None)));
+                }
                 Item::Take(extent) => {
                     check_extent(&self.space, extent)?;
                     self.space.replay_take(extent);

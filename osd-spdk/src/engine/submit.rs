@@ -44,7 +44,7 @@ pub(crate) struct Target {
 pub(crate) struct Plan {
     /// Per operation.
     pub edits: Vec<Vec<Edit>>,
-    /// Per operation: index keys that go with a destroyed object.
+    /// Per operation: keys of extended attributes and of the index that go with a destroyed object.
     pub removals: Vec<Vec<Box<[u8]>>>,
     /// Space taken; given up again if the plan is dropped.
     pub reservations: Vec<Reservation>,

@@ -137,6 +137,8 @@ pub enum Item<'a> {
     Put(&'a [u8], &'a [u8]),
     /// Removes an index key.
     Delete(&'a [u8]),
+    /// Removes all index keys from the first on, up to before the second. Comes before all `Put`s of its record.
+    DeleteRange(&'a [u8], &'a [u8]),
     /// Space is taken.
     Take(Extent),
     /// Space is given back. Comes after all `Take`s.
@@ -177,6 +179,13 @@ impl<'a> RecordWriter<'a> {
                 out.push(TAG_DELETE);
                 put_varint(out, key.len() as u64);
                 out.extend_from_slice(key);
+            }
+            Item::DeleteRange(from, to) => {
+                out.push(TAG_DELETE_RANGE);
+                put_varint(out, from.len() as u64);
+                put_varint(out, to.len() as u64);
+                out.extend_from_slice(from);
+                out.extend_from_slice(to);
             }
             Item::Take(extent) => put_extent(out, TAG_TAKE, extent),
             Item::Give(extent) => put_extent(out, TAG_GIVE, extent),
@@ -226,6 +235,10 @@ pub fn records(mut payload: &[u8]) -> Option<Vec<Record<'_>>> {
                     let key = get_varint(&mut rest)?;
                     Item::Delete(take(&mut rest, key)?)
                 }
+                TAG_DELETE_RANGE => {
+                    let (from, to) = (get_varint(&mut rest)?, get_varint(&mut rest)?);
+                    Item::DeleteRange(take(&mut rest, from)?, take(&mut rest, to)?)
+                }
                 TAG_TAKE => Item::Take(get_extent(&mut rest)?),
                 TAG_GIVE => Item::Give(get_extent(&mut rest)?),
                 TAG_DATA => {
@@ -264,6 +277,7 @@ const TAG_DELETE: u8 = 2;
 const TAG_TAKE: u8 = 3;
 const TAG_GIVE: u8 = 4;
 const TAG_DATA: u8 = 5;
+const TAG_DELETE_RANGE: u8 = 6;
 
 #[cfg(test)]
 mod tests {
@@ -280,6 +294,7 @@ mod tests {
         record.push(Item::Take(Extent { offset: 4096, length: 8192 }));
         record.push(Item::Data(Extent { offset: 4096, length: 4096 }, 77));
         record.push(Item::Give(Extent { offset: 1 << 40, length: 4096 }));
+        record.push(Item::DeleteRange(b"a", b"bc"));
         record.finish();
         let position = cursor.place(4096, 8192);
         seal(&mut frame, cursor, position, 8);
@@ -294,9 +309,10 @@ mod tests {
         let (payload, stable, after) = open(&frame, 0).unwrap();
         assert_eq!((stable, after), (8, cursor));
         let records = records(payload).unwrap();
-        assert_eq!((records.len(), records[0].transno, records[0].objects, records[0].items.len()), (1, 9, -1, 5));
+        assert_eq!((records.len(), records[0].transno, records[0].objects, records[0].items.len()), (1, 9, -1, 6));
         assert_eq!(records[0].items[0], Item::Put(b"key", b"value"));
         assert_eq!(records[0].items[4], Item::Give(Extent { offset: 1 << 40, length: 4096 }));
+        assert_eq!(records[0].items[5], Item::DeleteRange(b"a", b"bc"));
     }
 
     #[test]
