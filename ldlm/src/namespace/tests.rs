@@ -582,3 +582,35 @@ proptest! {
         prop_assert!(bench.locks.flock_waits.is_empty());
     }
 }
+
+/// Prints what an operation's lock costs; run with `--release -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+#[allow(clippy::disallowed_methods, reason = "a measurement needs the clock")]
+fn measure() {
+    const COUNT: u32 = 1_000_000;
+    let mut bench = Bench::new();
+    let timed = |name: &str, bench: &mut Bench, work: &mut dyn FnMut(&mut Bench, u32)| {
+        let begin = std::time::Instant::now();
+        (0..COUNT).for_each(|n| work(bench, n));
+        println!("{name}: {} ns", begin.elapsed().as_nanos() / u128::from(COUNT));
+    };
+    let update = Policy::Ibits(Ibits::UPDATE);
+    timed("lock and release for an operation", &mut bench, &mut |bench, n| {
+        let resource = Fid::new(5, n % 10_000);
+        let Enqueued::Granted(lock) = bench.local(resource, Mode::Ex, update, Some(A)) else { panic!("free") };
+        bench.locks.release_local(at(0), resource, lock.cookie, &mut bench.out);
+    });
+    timed("grant to a client", &mut bench, &mut |bench, n| {
+        assert!(bench.locks.try_ibits(A, Fid::new(5, n), Mode::Pr, Ibits::LOOKUP).is_some());
+    });
+    timed("the same again", &mut bench, &mut |bench, n| {
+        assert!(bench.locks.try_ibits(A, Fid::new(5, n), Mode::Pr, Ibits::LOOKUP).is_some());
+    });
+    timed("eviction, per lock", &mut bench, &mut |bench, n| {
+        if n == 0 {
+            bench.locks.evict(at(0), A, &mut bench.out);
+        }
+    });
+    assert_eq!(bench.locks.stats().resources, 0);
+}
