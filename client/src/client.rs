@@ -305,13 +305,19 @@ impl Client {
         join_all(file.objects.iter().map(|object| object.ost.clone().let_go(object.clone()))).await;
     }
 
-    /// The file's last name and last open are gone: nothing of it is worth writing.
+    /// The file's last name and our last open are gone. Another client may have it open, so dirty data is not dropped
+    /// here; the OST tells when the object goes ([`Ost`]), which mostly is before the data is old enough to be sent.
     pub(crate) fn bury(&self, inode: &Rc<crate::inode::Inode>) {
         self.inodes.remove(inode);
         if let Some(file) = inode.file() {
-            file.drop_dirty();
             let client = self.rc();
-            spawn_local(async move { client.let_go(&file).await });
+            let patience = Duration::from_millis(client.params.dirty_age_ms.get());
+            spawn_local(async move {
+                if file.is_dirty() {
+                    tokio::time::sleep(patience).await;
+                }
+                client.let_go(&file).await;
+            });
         }
     }
 

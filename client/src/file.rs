@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
 use nacre_reactor::Bytes;
@@ -232,9 +233,9 @@ impl File {
         join_all(self.objects.iter().map(|object| object.flush(0..u64::MAX))).await;
     }
 
-    /// Everything on stable media.
-    pub async fn sync(&self) -> Result<(), Status> {
-        let synced = join_all(self.objects.iter().map(|object| object.sync())).await;
+    /// Everything written until now on stable media.
+    pub async fn sync(&self, now: Duration) -> Result<(), Status> {
+        let synced = join_all(self.objects.iter().map(|object| object.sync(now))).await;
         synced.into_iter().collect()
     }
 

@@ -230,7 +230,7 @@ impl FileSystem for Client {
         let handle = self.handles.get(handle)?;
         let data = async {
             match handle.inode.file() {
-                Some(file) => file.sync().await,
+                Some(file) => file.sync(self.env.now()).await,
                 None => Ok(()),
             }
         };

@@ -78,6 +78,8 @@ impl Handles {
     pub fn opens(&self) -> Vec<(Fid, u64, OpenFlags)> {
         let open = self.open.borrow();
         let known = open.values().filter(|handle| handle.mdt_handle != 0);
-        known.map(|handle| (handle.inode.fid, handle.mdt_handle, handle.mode.flags)).collect()
+        // What an open did once, truncating, is not for a replay.
+        let lasting = OpenFlags::READ | OpenFlags::WRITE | OpenFlags::EXEC;
+        known.map(|handle| (handle.inode.fid, handle.mdt_handle, handle.mode.flags & lasting)).collect()
     }
 }

@@ -284,13 +284,18 @@ impl Object {
 
     /// Waits until nothing of a range is dirty or travelling. Errors are kept with the file.
     pub async fn flush(self: &Rc<Object>, range: Range<u64>) {
+        self.flush_until(range, Duration::MAX).await;
+    }
+
+    /// [`Object::flush`] of what has been dirty since `until` or longer: ends even if a writer goes on.
+    pub async fn flush_until(self: &Rc<Object>, range: Range<u64>, until: Duration) {
         loop {
             let done = self.changed.notified();
             tokio::pin!(done);
             // From here on no notification is missed.
             done.as_mut().enable();
             let mut sent = Vec::new();
-            while let Some(batch) = self.take_batch(&range, self.batch_bytes_max()) {
+            while let Some(batch) = self.take_batch(&range, self.batch_bytes_max(), until) {
                 sent.push(writeback::send(self.ost.clone(), vec![(self.clone(), batch)]));
             }
             if !sent.is_empty() {
@@ -304,7 +309,7 @@ impl Object {
                 }
                 continue;
             }
-            if !self.state.borrow().touches(&range) {
+            if !self.state.borrow().touches_until(&range, until) {
                 return;
             }
             done.await;
@@ -312,10 +317,10 @@ impl Object {
     }
 
     /// The next dirty data of a range, moved to `sending`; nothing that overlaps what is travelling.
-    pub fn take_batch(&self, range: &Range<u64>, bytes_max: u64) -> Option<Batch> {
+    pub fn take_batch(&self, range: &Range<u64>, bytes_max: u64, until: Duration) -> Option<Batch> {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
-        let segments = state.dirty.take(range.clone(), bytes_max, &state.sending_ranges);
+        let segments = state.dirty.take(range.clone(), bytes_max, &state.sending_ranges, until);
         if segments.is_empty() {
             return None;
         }
@@ -470,9 +475,9 @@ impl Object {
         Ok(())
     }
 
-    /// Everything written before is on stable media afterwards.
-    pub async fn sync(self: &Rc<Object>) -> Result<(), Status> {
-        self.flush(0..u64::MAX).await;
+    /// What has been dirty since `until` or longer, and everything sent before, is on stable media afterwards.
+    pub async fn sync(self: &Rc<Object>, until: Duration) -> Result<(), Status> {
+        self.flush_until(0..u64::MAX, until).await;
         if self.unsynced.replace(false)
             && let Err(error) = self.ost.stub.sync(self.fid).await
         {
@@ -595,6 +600,16 @@ enum Here {
 impl State {
     fn touches(&self, range: &Range<u64>) -> bool {
         self.dirty.touches(range) || self.sending_ranges.touches(range)
+    }
+
+    fn touches_until(&self, range: &Range<u64>, until: Duration) -> bool {
+        let travels = |batch: &Batch| {
+            batch.segments.iter().any(|(offset, segment)| {
+                let end = offset + segment.data.len() as u64;
+                segment.since <= until && *offset < range.end && range.start < end
+            })
+        };
+        self.dirty.touches_until(range, until) || self.sending.iter().any(travels)
     }
 
     /// Dirty data first, then what travels, then what was read ahead.

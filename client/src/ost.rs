@@ -401,9 +401,15 @@ impl Ost {
     }
 
     /// The server wants a lock back.
-    async fn revoked(self: Rc<Ost>, object: Fid, cookie: u64) {
+    async fn revoked(self: Rc<Ost>, object: Fid, cookie: u64, wanted: Mode) {
         let Some(client) = self.client.upgrade() else { return };
         add(&client.stats.lock_revokes, 1);
+        if wanted == Mode::Ex
+            && let Some(object) = self.object(object)
+        {
+            // Only the end of an object asks for so much: nobody will read what is dirty.
+            object.drop_dirty(&(0..u64::MAX));
+        }
         let held = self.locks.borrow().get(cookie);
         if let (Some((_, lock)), Some(object)) = (held, self.object(object)) {
             self.empty_kernel(&client, &object, &lock).await;
@@ -509,7 +515,7 @@ impl ImportObserver for Observer {
     fn event(&self, event: Event) {
         let Some(ost) = self.ost.upgrade() else { return };
         match event {
-            Event::Revoke { cookie, resource, .. } => drop(spawn_local(ost.revoked(resource, cookie))),
+            Event::Revoke { cookie, resource, wanted } => drop(spawn_local(ost.revoked(resource, cookie, wanted))),
             Event::Granted { lock, attr, .. } => ost.decide(lock.cookie, Verdict::Granted(lock, attr)),
             Event::Refused { cookie, status } => ost.decide(cookie, Verdict::Refused(status)),
             Event::Glimpse { cookie, resource } => drop(spawn_local(ost.glimpsed(resource, cookie))),

@@ -224,7 +224,7 @@ fn collect(ost: &Ost, now: Duration, age: Duration) -> Vec<(Rc<Object>, Batch)> 
         }
         let Some((since, bytes)) = object.dirty_since() else { continue };
         let due = pressed || since + age <= now || bytes >= object.batch_bytes_max();
-        if due && let Some(batch) = object.take_batch(&WHOLE, room) {
+        if due && let Some(batch) = object.take_batch(&WHOLE, room, Duration::MAX) {
             room -= batch.bytes();
             batches.push((object, batch));
         }

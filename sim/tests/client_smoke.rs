@@ -533,3 +533,46 @@ fn sequential_readers_find_their_data_here() {
         assert!(b.read(there.handle, 128 << 10, 1 << 20).await.iter().all(|byte| *byte == 0));
     });
 }
+
+#[test]
+fn data_of_a_file_that_is_unlinked_while_open_elsewhere() {
+    simulate(|| async {
+        let cluster = Cluster::new().await;
+        let (a, b) = (cluster.mount().await, cluster.mount().await);
+        let file = a.create("f").await;
+        a.write(file.handle, 0, b"written behind").await.unwrap();
+        a.client.release(file.handle, None).await.unwrap();
+        let there = b.client.open(&root(), file.entry.fid, rw()).await.unwrap();
+        a.client.unlink(&root(), a.client.root(), b"f", false).await.unwrap();
+        assert_eq!(b.read(there.handle, 0, 100).await, b"written behind");
+        // Nobody wants the data of this one: it is not even sent.
+        let sent = a.client.stats.write_back_bytes.get();
+        let brief = a.create("brief").await;
+        a.write(brief.handle, 0, b"never mind").await.unwrap();
+        a.client.release(brief.handle, None).await.unwrap();
+        a.client.unlink(&root(), a.client.root(), b"brief", false).await.unwrap();
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!((a.client.stats.write_back_bytes.get(), a.client.dirty_bytes()), (sent, 0));
+    });
+}
+
+#[test]
+fn fsync_ends_while_a_writer_goes_on() {
+    simulate(|| async {
+        let cluster = Cluster::new().await;
+        cluster.net.faults().set_delay(|_, _| Duration::from_millis(1));
+        let a = cluster.mount().await;
+        let file = a.create("f").await;
+        let client = a.client.clone();
+        let writer = spawn_local(async move {
+            for number in 0.. {
+                let data = Bytes::from(vec![number as u8; 4096]);
+                client.write(&root(), file.handle, (number % 64) * 4096, data, WriteMode::default()).await.unwrap();
+                sleep(Duration::from_micros(100)).await;
+            }
+        });
+        sleep(Duration::from_millis(50)).await;
+        timeout(Duration::from_secs(2), a.client.fsync(file.handle, false)).await.expect("it ends").unwrap();
+        writer.abort();
+    });
+}

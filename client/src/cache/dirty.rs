@@ -44,12 +44,12 @@ impl DirtyMap {
 
     /// Forgets a range; answers how many dirty bytes were in it.
     pub fn remove(&mut self, range: Range<u64>) -> u64 {
-        self.take(range, u64::MAX, &RangeSet::default()).iter().map(|(_, s)| s.data.len() as u64).sum()
+        self.take(range, u64::MAX, &RangeSet::default(), Duration::MAX).iter().map(|(_, s)| s.data.len() as u64).sum()
     }
 
     /// Takes segments out of a range, from its start, at most `bytes_max` bytes (segments are cut to fit) and nothing
-    /// that touches `not`.
-    pub fn take(&mut self, range: Range<u64>, bytes_max: u64, not: &RangeSet) -> Vec<(u64, Segment)> {
+    /// that touches `not` or became dirty after `until`.
+    pub fn take(&mut self, range: Range<u64>, bytes_max: u64, not: &RangeSet, until: Duration) -> Vec<(u64, Segment)> {
         let mut taken = Vec::new();
         let mut room = bytes_max;
         for (start, segment) in self.overlapping(&range) {
@@ -59,7 +59,7 @@ impl DirtyMap {
                 break;
             }
             let to = to.min(from.saturating_add(room));
-            if not.touches(&(from..to)) {
+            if segment.since > until || not.touches(&(from..to)) {
                 continue;
             }
             self.segments.remove(&start);
@@ -108,6 +108,12 @@ impl DirtyMap {
             .range(..range.end)
             .next_back()
             .is_some_and(|(start, segment)| start + segment.data.len() as u64 > range.start)
+    }
+
+    /// Whether anything in a range has been dirty since `until` or longer.
+    pub fn touches_until(&self, range: &Range<u64>, until: Duration) -> bool {
+        until == Duration::MAX && self.touches(range)
+            || until != Duration::MAX && self.overlapping(range).iter().any(|(_, segment)| segment.since <= until)
     }
 
     /// Since when the oldest of it is dirty.
@@ -174,7 +180,7 @@ mod tests {
                     Op::Take { at, length, bytes_max, not } => {
                         let mut kept = RangeSet::default();
                         kept.insert(not.clone());
-                        let taken = map.take(at..at + length, bytes_max, &kept);
+                        let taken = map.take(at..at + length, bytes_max, &kept, Duration::MAX);
                         let total: u64 = taken.iter().map(|(_, s)| s.data.len() as u64).sum();
                         prop_assert!(total <= bytes_max);
                         for (start, segment) in taken {
