@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use zerocopy::IntoBytes;
 
 use super::{ImportError, ImportInput, ImportState};
@@ -116,6 +116,7 @@ struct Inner {
     link: RefCell<Option<Rc<dyn Link>>>,
     last_reply: RefCell<Option<ConnectReply>>,
     last_trouble: RefCell<String>,
+    last_warning: RefCell<String>,
     next_xid: Cell<u64>,
     committed: Cell<u64>,
     evictions: Cell<u64>,
@@ -140,6 +141,7 @@ impl Import {
             link: RefCell::default(),
             last_reply: RefCell::default(),
             last_trouble: RefCell::default(),
+            last_warning: RefCell::default(),
             next_xid: Cell::new(1),
             committed: Cell::new(0),
             evictions: Cell::new(0),
@@ -284,6 +286,7 @@ impl Inner {
     /// The background task: everything that changes the state happens here, [`ImportInput::Close`] aside.
     async fn run(self: Rc<Inner>) {
         let mut pause = PAUSE_MIN;
+        let mut away_since = Instant::now();
         while self.apply(ImportInput::Dial) {
             let attempt = async {
                 let established = self.establish().await;
@@ -310,13 +313,19 @@ impl Inner {
                         break;
                     }
                     tracing::info!("{}: connection lost", self.label());
+                    away_since = Instant::now();
                     self.observer.disconnected();
                 }
                 Err(reason) => {
-                    // One line for each new reason; a server that stays away would fill the log.
-                    if self.last_trouble.replace(reason.clone()) != reason {
+                    // A server that is just starting is no news. Later, one line for each new reason: one that stays away
+                    // would fill the log.
+                    if away_since.elapsed() < QUIET {
+                        tracing::debug!("{}: cannot connect, trying on: {reason}", self.label());
+                    } else if *self.last_warning.borrow() != reason {
                         tracing::warn!("{}: cannot connect, trying on: {reason}", self.label());
+                        self.last_warning.replace(reason.clone());
                     }
+                    self.last_trouble.replace(reason);
                     let jitter = self.env.random() % (pause.as_millis() as u64 / 2 + 1);
                     let wait = pause / 2 + Duration::from_millis(jitter) + Duration::from_millis(1);
                     tokio::select! {
@@ -409,6 +418,7 @@ impl Inner {
         }
         self.committed.set(self.committed.get().max(reply.last_committed));
         self.last_trouble.borrow_mut().clear();
+        self.last_warning.borrow_mut().clear();
         self.last_reply.replace(Some(reply.clone()));
         self.link.replace(Some(link.clone()));
         let input = if restarted && reply.recovering { ImportInput::Replayed } else { ImportInput::Resumed };
@@ -571,6 +581,8 @@ async fn pump_events(observer: Rc<dyn ImportObserver>, link: Rc<dyn Link>) {
 /// Between two attempts to connect, at first and at most.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// So long nothing is said about a server that is away.
+const QUIET: Duration = Duration::from_secs(3);
 /// For opening a link, and for the answer to CONNECT.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// Before asking a recovering server again, about.

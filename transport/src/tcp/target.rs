@@ -234,7 +234,7 @@ async fn greet(
                 None => None,
             };
             let Some(home) = home else {
-                tracing::info!("{peer}: asks for subsystem {}, which is not here", nqn.unwrap_or("(no text)"));
+                tracing::debug!("{peer}: asks for subsystem {}, which is not here", nqn.unwrap_or("(no text)"));
                 let offset = std::mem::offset_of!(ConnectData, subsystem_nqn);
                 refuse(
                     tx,
