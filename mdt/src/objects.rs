@@ -12,7 +12,7 @@
 //! transaction is on stable media the objects are destroyed and taken off the list; while an OST is away its part waits.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -43,6 +43,8 @@ const DESTROY_PAUSE: Duration = Duration::from_millis(200);
 const BATCH_MAX: u64 = 1 << 15;
 /// Objects destroyed by one request.
 const DESTROY_BATCH: usize = 512;
+/// Objects to destroy that are remembered besides the log; more than that are read from there.
+const DOOMED_MAX: usize = 1 << 16;
 /// An OST with less free space than this gets no new files, bytes.
 const FREE_BYTES_MIN: u64 = 8 << 20;
 
@@ -78,6 +80,10 @@ struct Pool {
     /// Bytes in all, bytes free.
     space: Cell<Option<(u64, u64)>>,
     refill: Notify,
+    /// Objects in the destroy log that were put there since the log was last read through.
+    doomed: RefCell<VecDeque<Fid>>,
+    /// The log has more than `doomed`: what was there at start, and what did not fit.
+    read_log: Cell<bool>,
     destroy: Notify,
 }
 
@@ -154,6 +160,8 @@ impl Objects {
             batch: Cell::new(self.params.precreate_batch.get()),
             space: Cell::new(None),
             refill: Notify::new(),
+            doomed: RefCell::default(),
+            read_log: Cell::new(true),
             destroy: Notify::new(),
         });
         self.pools.borrow_mut().insert(target.index, pool.clone());
@@ -234,9 +242,18 @@ impl Objects {
         }
     }
 
-    /// A transaction with entries in the destroy log has been submitted.
-    pub(crate) fn destroys_logged(&self) {
-        for pool in self.pools.borrow().values() {
+    /// A transaction with these entries in the destroy log has been submitted. An OST that is not known yet reads its part
+    /// of the log when it is.
+    pub(crate) fn destroys_logged(&self, logged: &[(u16, Fid)]) {
+        let pools = self.pools.borrow();
+        for (ost_index, object) in logged {
+            let Some(pool) = pools.get(ost_index) else { continue };
+            let mut doomed = pool.doomed.borrow_mut();
+            if doomed.len() < DOOMED_MAX {
+                doomed.push_back(*object);
+            } else {
+                pool.read_log.set(true);
+            }
             pool.destroy.notify_one();
         }
     }
@@ -290,6 +307,13 @@ impl Pool {
             self.refill.notify_one();
         }
         Stripe { ost_index: self.ost_index, object: Fid::ost_object(self.ost_index, id) }
+    }
+
+    /// The next batch to destroy.
+    fn take_doomed(&self) -> Vec<Fid> {
+        let mut doomed = self.doomed.borrow_mut();
+        let count = doomed.len().min(DESTROY_BATCH);
+        doomed.drain(..count).collect()
     }
 
     /// One batch. Answers whether the pool is as full as it should be.
@@ -356,50 +380,75 @@ async fn keep_measured(objects: Weak<Objects>, pool: Rc<Pool>) {
     }
 }
 
-/// Background: destroys what the log lists for this OST.
+/// Background: destroys what the log lists for this OST. The log is read through at start and when memory did not hold all
+/// of it; not for each batch, because what was deleted lately slows a scan down.
 async fn keep_destroying(objects: Weak<Objects>, pool: Rc<Pool>) {
     loop {
         let Some(alive) = objects.upgrade().filter(|objects| !objects.stopped.get()) else { return };
-        match destroy_some(&alive, &pool).await {
-            Ok(0) => {
-                drop(alive);
-                pool.destroy.notified().await;
-                sleep(DESTROY_PAUSE).await;
-            }
-            Ok(_) => {}
-            Err(status) => {
-                tracing::debug!(ost = pool.ost_index, %status, "objects wait to be destroyed");
-                drop(alive);
-                sleep(RETRY_PAUSE).await;
-            }
+        let doomed = pool.take_doomed();
+        let done = if !doomed.is_empty() {
+            destroy(&alive, &pool, doomed).await
+        } else if pool.read_log.take() {
+            let done = destroy_listed(&alive, &pool).await;
+            pool.read_log.set(pool.read_log.get() || done.is_err());
+            done
+        } else {
+            drop(alive);
+            pool.destroy.notified().await;
+            sleep(DESTROY_PAUSE).await;
+            continue;
+        };
+        if let Err(status) = done {
+            tracing::debug!(ost = pool.ost_index, %status, "objects wait to be destroyed");
+            drop(alive);
+            sleep(RETRY_PAUSE).await;
         }
     }
 }
 
-async fn destroy_some(objects: &Objects, pool: &Pool) -> Result<usize, Status> {
-    let store = &objects.store;
-    let prefix = pool.ost_index.to_be_bytes();
-    let page = store.scan(disk::DESTROYS, Some(&prefix), DESTROY_BATCH).await.map_err(status_of)?;
-    let mut listed = Vec::new();
-    let mut deletes = Vec::new();
-    for (key, _) in page {
-        match disk::parse_key_destroy(&key) {
-            Some((ost_index, object)) if ost_index == pool.ost_index => listed.push(object),
-            Some(_) => break,
-            None => tracing::error!(?key, "a key in the destroy log means nothing; removing it"),
+/// Reads the log through and destroys what it lists.
+async fn destroy_listed(objects: &Objects, pool: &Pool) -> Result<(), Status> {
+    // Shorter than any key of this OST, so before all of them.
+    let mut after = pool.ost_index.to_be_bytes().to_vec();
+    loop {
+        let page = objects.store.scan(disk::DESTROYS, Some(&after), DESTROY_BATCH).await.map_err(status_of)?;
+        let mut listed = Vec::new();
+        let mut end = page.len() < DESTROY_BATCH;
+        for (key, _) in page {
+            match disk::parse_key_destroy(&key) {
+                Some((ost_index, object)) if ost_index == pool.ost_index => listed.push(object),
+                Some(_) => {
+                    end = true;
+                    break;
+                }
+                None => tracing::error!(?key, "a key in the destroy log means nothing"),
+            }
+            after = key;
         }
-        deletes.push(Op::Delete { index: disk::DESTROYS, key });
+        if !listed.is_empty() {
+            destroy(objects, pool, listed).await?;
+        }
+        if end || objects.stopped.get() {
+            return Ok(());
+        }
     }
-    if deletes.is_empty() {
-        return Ok(0);
-    }
-    // Power loss must not bring a file back whose bytes are gone.
-    store.wait(store.last_transno(), Durability::Stable).await.map_err(status_of)?;
-    let count = deletes.len();
-    if !listed.is_empty() {
-        let answer = timeout(ANSWER_TIMEOUT, pool.client.destroy(listed)).await;
+}
+
+/// Destroys objects and takes them off the log. If it fails they are destroyed another time.
+async fn destroy(objects: &Objects, pool: &Pool, listed: Vec<Fid>) -> Result<(), Status> {
+    let store = &objects.store;
+    let attempt = async {
+        // Power loss must not bring a file back whose bytes are gone.
+        store.wait(store.last_transno(), Durability::Stable).await.map_err(status_of)?;
+        let answer = timeout(ANSWER_TIMEOUT, pool.client.destroy(listed.clone())).await;
         answer.map_err(|_| Status::ETIMEDOUT)?.map_err(Status::from)?;
+        let delete = |object| Op::Delete { index: disk::DESTROYS, key: disk::key_destroy(pool.ost_index, object) };
+        let ops = listed.iter().copied().map(delete).collect();
+        store.submit(Transaction { ops }).await.map_err(status_of)
+    };
+    let done = attempt.await.map(|_| ());
+    if done.is_err() {
+        pool.read_log.set(true);
     }
-    store.submit(Transaction { ops: deletes }).await.map_err(status_of)?;
-    Ok(count)
+    done
 }

@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use nacre_osd::store::{Op, StoreErrorKind, Transaction};
+use nacre_osd::store::{Op, StoreErrorKind};
 use nacre_wire::{Attr, Fid, Layout, Status};
 
 use crate::target::Mdt;
@@ -51,8 +51,7 @@ impl Mdt {
             Err(error) if error.kind == StoreErrorKind::NotFound => {}
             Err(error) => return Err(status_of(error)),
         }
-        self.store.submit(Transaction { ops }).await.map_err(status_of)?;
-        self.objects.destroys_logged();
+        self.submit(ops).await?;
         Ok(())
     }
 

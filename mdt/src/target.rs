@@ -589,7 +589,12 @@ impl Mdt {
         if self.recovery.is_stopped() {
             return Err(Status::ESHUTDOWN);
         }
-        self.store.submit(Transaction { ops }).await.map_err(status_of)
+        let logged: Vec<(u16, Fid)> = ops.iter().filter_map(destroy_logged).collect();
+        let transno = self.store.submit(Transaction { ops }).await.map_err(status_of)?;
+        if !logged.is_empty() {
+            self.objects.destroys_logged(&logged);
+        }
+        Ok(transno)
     }
 
     /// Notes that names have changed: a lookup that is under way reads again.
@@ -640,6 +645,14 @@ impl Service for Mdt {
 
     fn closed(self: Rc<Self>, session: Rc<Session>) {
         self.link_lost(&session);
+    }
+}
+
+/// The object that an operation puts into the destroy log.
+fn destroy_logged(op: &Op) -> Option<(u16, Fid)> {
+    match op {
+        Op::Put { index, key, .. } if *index == disk::DESTROYS => disk::parse_key_destroy(key),
+        _ => None,
     }
 }
 

@@ -304,7 +304,6 @@ impl Plan<'_> {
             mdt.dir_forget(fid);
         }
         mdt.names_changed();
-        mdt.objects.destroys_logged();
         Ok(done)
     }
 }

@@ -70,7 +70,6 @@ pub(crate) async fn run(mdt: &Mdt, who: &Caller, request: Unlink) -> Result<Done
     mdt.dir_changed(request.parent, &parent);
     mdt.dir_forget(target.fid);
     mdt.names_changed();
-    mdt.objects.destroys_logged();
     Ok(done)
 }
 
