@@ -194,6 +194,26 @@ fn a_partition_holds_messages_and_ends_the_link_when_it_lasts() {
 }
 
 #[test]
+fn a_service_that_has_moved_is_followed_at_once() {
+    run_virtual(async {
+        let net = LocalNet::new();
+        let service = TestService::new("one");
+        let _old = serve_local(&net, Nid::local(THERE), service.clone());
+        let (import, recorder) = import_over(connector(&net), Nid::local(THERE), &service);
+        import.wait_full().await.unwrap();
+        let elsewhere = Nid::local(7);
+        let _new = serve_local(&net, elsewhere, service.restarted(true));
+        let start = tokio::time::Instant::now();
+        import.reconnect_now(vec![elsewhere]);
+        tokio::task::yield_now().await;
+        assert_eq!(import.rpc(common::OP_ECHO, b"x".as_slice().into(), 100).await.unwrap(), "x");
+        assert_eq!(import.connect_reply().unwrap().incarnation, 2);
+        assert_eq!(recorder.take(), [Heard::Connected, Heard::Disconnected, Heard::Replay, Heard::Connected]);
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    });
+}
+
+#[test]
 fn delays_are_those_that_were_asked_for() {
     run_virtual(async {
         let net = LocalNet::new();

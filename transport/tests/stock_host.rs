@@ -306,6 +306,57 @@ fn halves_of_a_call_meet_from_different_queues_in_any_order() {
     });
 }
 
+/// One H2CData.
+fn part(ready: &[u8; 24], offset: usize, data: &[u8], last: bool) -> Vec<u8> {
+    let mut pdu = vec![6, if last { 4 } else { 0 }, 24, 24];
+    pdu.extend((24 + data.len() as u32).to_le_bytes());
+    pdu.extend(&ready[8..12]);
+    pdu.extend((offset as u32).to_le_bytes());
+    pdu.extend((data.len() as u32).to_le_bytes());
+    pdu.extend([0; 4]);
+    pdu.extend(data);
+    pdu
+}
+
+#[test]
+fn large_data_is_asked_for_and_taken_in_parts() {
+    against_a_target(|address, nqn| {
+        let mut admin = RawQueue::connect(address, &nqn, 0, 0xffff);
+        admin.enable();
+        let mut io = RawQueue::connect(address, &nqn, 1, admin.controller_id);
+        let length = 200_000u32;
+        let data: Vec<u8> = (0..length).map(|i| (i / 7) as u8).collect();
+        let mut write = sqe(0x41, 1, length);
+        write[48..52].copy_from_slice(&length.to_le_bytes());
+        let cid = io.send(&mut write, &[]);
+        let mut ready = [0; 24];
+        io.stream.read_exact(&mut ready).unwrap();
+        assert_eq!((ready[0], ready[2], &ready[8..10]), (9, 24, &cid.to_le_bytes()[..]));
+        assert_eq!((u32_at(&ready, 12), u32_at(&ready, 16)), (0, length));
+        let mut at = 0;
+        for length in [1, 4095, 100_000, 95_904] {
+            let last = at + length == data.len();
+            io.stream.write_all(&part(&ready, at, &data[at..at + length], last)).unwrap();
+            at += length;
+        }
+        let answer = io.receive();
+        assert_eq!((answer.status, answer.result), (0, u64::from(length)));
+        let mut read = sqe(0x42, 1, length);
+        read[48..52].copy_from_slice(&length.to_le_bytes());
+        assert!(io.ask(read).data == data);
+
+        // Parts out of order end the connection: fatal status 4, data transfer out of range.
+        io.send(&mut write, &[]);
+        io.stream.read_exact(&mut ready).unwrap();
+        io.stream.write_all(&part(&ready, 4096, &data[4096..8192], false)).unwrap();
+        let mut request = [0; 24];
+        io.stream.read_exact(&mut request).unwrap();
+        assert_eq!((request[0], request[8]), (3, 4));
+        // The association goes on.
+        assert_eq!(admin.ask(sqe(0x18, 0, 0)).status, 0);
+    });
+}
+
 #[test]
 fn commands_that_make_no_sense_are_refused_one_by_one() {
     against_a_target(|address, nqn| {
