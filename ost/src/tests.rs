@@ -219,9 +219,8 @@ fn range(id: u64, offset_bytes: u64, data: &[u8], lock_cookie: u64, seconds: i64
 
 fn run<T>(test: impl AsyncFnOnce() -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    LocalSet::new().block_on(&runtime, async {
-        timeout(Duration::from_secs(900), test()).await.expect("the test hangs")
-    })
+    LocalSet::new()
+        .block_on(&runtime, async { timeout(Duration::from_secs(900), test()).await.expect("the test hangs") })
 }
 
 fn status(result: Result<impl Sized, ImportError>) -> Status {
@@ -322,7 +321,11 @@ fn a_conflicting_lock_brings_what_the_other_had_cached() {
         one.observer.dirty.borrow_mut().push(range(1, 0, b"cached", cookie, 50));
         // A reader without a lock of its own sees it, and so does one with.
         assert_eq!(two.read(1, 0, 10).await, b"cached");
-        assert_eq!(two.ost.getattr(object(1)).await.unwrap().mtime, time(50), "the time of the write, not of its arrival");
+        assert_eq!(
+            two.ost.getattr(object(1)).await.unwrap().mtime,
+            time(50),
+            "the time of the write, not of its arrival"
+        );
         assert_eq!(status(one.write(1, 0, b"x", cookie).await), Status::NO_LOCK);
         let cookie = one.lock(1, Mode::Pw, (0, 4095)).await;
         one.observer.dirty.borrow_mut().push(range(1, 0, b"again!", cookie, 40));
@@ -348,8 +351,13 @@ fn a_client_works_under_its_own_locks_while_somebody_waits_for_them() {
         let wait = two.enqueue(1, Mode::Pw, (0, 4095), EnqueueFlags::empty()).await;
         assert!(wait.waiting);
         // A truncate names no lock; it must not queue behind the one who waits for this client.
-        let change =
-            SpaceChange { mode: space_mode::TRUNCATE, offset_bytes: 3, length_bytes: 0, time: time(9), layout_generation: 0 };
+        let change = SpaceChange {
+            mode: space_mode::TRUNCATE,
+            offset_bytes: 3,
+            length_bytes: 0,
+            time: time(9),
+            layout_generation: 0,
+        };
         timeout(Duration::from_secs(1), one.ost.space(object(1), change)).await.expect("no wait").unwrap();
         one.write(1, 0, b"abc", cookie).await.unwrap();
         one.ost.cancel(vec![cookie]).await.unwrap();
@@ -541,13 +549,8 @@ fn a_full_target_refuses_writers_but_not_what_it_granted() {
         assert!(delta < 0);
         let reply = one.enqueue(1, Mode::Pw, (0, 1), EnqueueFlags::empty()).await;
         assert_eq!(reply.grant_bytes as i64, granted as i64 + delta);
-        let allocate = |mode| SpaceChange {
-            mode,
-            offset_bytes: 0,
-            length_bytes: 4 << 20,
-            time: time(1),
-            layout_generation: 0,
-        };
+        let allocate =
+            |mode| SpaceChange { mode, offset_bytes: 0, length_bytes: 4 << 20, time: time(1), layout_generation: 0 };
         assert_eq!(status(two.ost.space(object(3), allocate(space_mode::ALLOCATE)).await), Status::ENOSPC);
         assert!(world.ost.stats().no_space >= 2);
         // Space comes back.
@@ -602,7 +605,8 @@ fn the_wrong_peer_is_refused_in_words() {
         };
         let connect = async |request: &ConnectRequest| ask(1, nacre_wire::codec::encode(request).into()).await;
         assert_eq!(connect(&request).await, Err(Status::WRONG_TARGET));
-        let other_target = ConnectRequest { fsname: "nacre".to_owned(), target_uuid: Some(Uuid::NIL), ..request.clone() };
+        let other_target =
+            ConnectRequest { fsname: "nacre".to_owned(), target_uuid: Some(Uuid::NIL), ..request.clone() };
         assert_eq!(connect(&other_target).await, Err(Status::WRONG_TARGET));
         let feature = ConnectRequest { fsname: "nacre".to_owned(), features: vec!["flying".to_owned()], ..request };
         assert_eq!(connect(&feature).await, Err(Status::UNKNOWN_FEATURE));

@@ -192,13 +192,8 @@ fn a_reconnect_tells_again_what_the_broken_link_may_have_lost() {
 #[test]
 fn an_enqueue_sent_again_finds_its_lock() {
     let mut bench = Bench::new();
-    let request = |mode, replaces| Enqueue {
-        resource: OBJECT,
-        mode,
-        policy: extent(0, 9),
-        flags: EnqueueFlags::EXACT,
-        replaces,
-    };
+    let request =
+        |mode, replaces| Enqueue { resource: OBJECT, mode, policy: extent(0, 9), flags: EnqueueFlags::EXACT, replaces };
     let first = bench.locks.enqueue(at(0), A, 71, &request(Mode::Pw, 0), &mut bench.out);
     assert_eq!(bench.locks.enqueue(at(0), A, 71, &request(Mode::Pw, 0), &mut bench.out), first);
     let wait = bench.locks.enqueue(at(0), B, 71, &request(Mode::Pw, 0), &mut bench.out);
@@ -253,13 +248,17 @@ fn the_servers_own_operations_pass_the_locks_of_their_client_only() {
     assert!(bench.locks.try_ibits(A, FILE, Mode::Pr, Ibits::UPDATE).is_some());
     assert!(bench.locks.try_ibits(B, FILE, Mode::Pr, Ibits::UPDATE).is_none());
     // A second operation for the same client waits for the first.
-    let Enqueued::Waiting { cookie: second } = bench.local(FILE, Mode::Ex, update, Some(A)) else { panic!("two at once") };
+    let Enqueued::Waiting { cookie: second } = bench.local(FILE, Mode::Ex, update, Some(A)) else {
+        panic!("two at once")
+    };
     assert_eq!(bench.actions(), []);
     bench.locks.release_local(at(0), FILE, op.cookie, &mut bench.out);
     assert_eq!(bench.actions(), [grant(ClientId::SERVER, second, Mode::Ex, update, FILE)]);
     bench.locks.release_local(at(0), FILE, second, &mut bench.out);
     // An operation for B asks A to give way and waits.
-    let Enqueued::Waiting { cookie: third } = bench.local(FILE, Mode::Ex, update, Some(B)) else { panic!("A holds it") };
+    let Enqueued::Waiting { cookie: third } = bench.local(FILE, Mode::Ex, update, Some(B)) else {
+        panic!("A holds it")
+    };
     assert_eq!(bench.actions(), [revoke(A, a, FILE, Mode::Ex)]);
     // Before A cancels it may need an operation of its own: it must not queue behind the one that waits for A.
     let Enqueued::Granted(own) = bench.local(FILE, Mode::Ex, update, Some(A)) else { panic!("A waits for itself") };

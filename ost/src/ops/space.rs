@@ -52,7 +52,9 @@ pub(crate) async fn space(context: &Context, call: &Call) -> Result<Answer, Stat
         let there = ost.store.extents(fid, range.clone(), 1024).await.map_err(|error| ost.status(error))?;
         let there_bytes: u64 = there
             .iter()
-            .map(|extent| (extent.logical + extent.length).min(range.end).saturating_sub(extent.logical.max(range.start)))
+            .map(|extent| {
+                (extent.logical + extent.length).min(range.end).saturating_sub(extent.logical.max(range.start))
+            })
             .sum();
         if new_bytes.saturating_sub(there_bytes) > for_anybody {
             return Err(Status::ENOSPC);
