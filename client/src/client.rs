@@ -61,6 +61,7 @@ pub struct Client {
     pub(crate) background: Cell<u32>,
     pub(crate) background_done: Notify,
     cancels: RefCell<Vec<u64>>,
+    lazy_cancels: RefCell<Vec<u64>>,
     shrinking: Cell<bool>,
 }
 
@@ -139,6 +140,7 @@ impl Client {
             background: Cell::new(0),
             background_done: Notify::new(),
             cancels: RefCell::default(),
+            lazy_cancels: RefCell::default(),
             shrinking: Cell::new(false),
         })
     }
@@ -260,11 +262,28 @@ impl Client {
         });
     }
 
+    /// Gives back MDT locks that nobody waits for, some time.
+    fn cancel_later(&self, cookies: Vec<u64>) {
+        let mut waiting = self.lazy_cancels.borrow_mut();
+        let idle = waiting.is_empty();
+        waiting.extend(cookies);
+        if !idle || waiting.is_empty() {
+            return;
+        }
+        drop(waiting);
+        let client = self.rc();
+        spawn_local(async move {
+            tokio::time::sleep(LAZY_CANCEL).await;
+            let cookies = client.lazy_cancels.take();
+            client.cancel_soon(cookies);
+        });
+    }
+
     /// After an answer was taken in: gives back what it made needless and keeps the number of inodes bounded.
     pub(crate) fn tidy(&self) {
         let superseded = self.inodes.take_superseded();
         if !superseded.is_empty() {
-            self.cancel_soon(superseded);
+            self.cancel_later(superseded);
         }
         let limit = self.params.max_cached_inodes.get() as usize;
         if self.inodes.len() > limit + limit / 16 && !self.shrinking.replace(true) {
@@ -288,7 +307,7 @@ impl Client {
                 if kernel.attr {
                     self.kernel.attr(inode.fid).await;
                 }
-                self.cancel_soon(cookies);
+                self.cancel_later(cookies);
                 if let Some(file) = inode.file() {
                     self.let_go(&file).await;
                 }
@@ -308,7 +327,7 @@ impl Client {
     /// The file's last name and our last open are gone. Another client may have it open, so dirty data is not dropped
     /// here; the OST tells when the object goes ([`Ost`]), which mostly is before the data is old enough to be sent.
     pub(crate) fn bury(&self, inode: &Rc<crate::inode::Inode>) {
-        self.inodes.remove(inode);
+        self.cancel_later(self.inodes.remove(inode));
         if let Some(file) = inode.file() {
             let client = self.rc();
             let patience = Duration::from_millis(client.params.dirty_age_ms.get());
@@ -390,6 +409,8 @@ impl ImportObserver for MdtObserver {
     }
 }
 
+/// How long locks that nobody waits for are collected before they are given back.
+const LAZY_CANCEL: Duration = Duration::from_millis(200);
 /// Locks of one cancel request.
 const CANCEL_BATCH: usize = 4096;
 /// Opens of one replay request.

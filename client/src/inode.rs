@@ -398,13 +398,15 @@ impl InodeTable {
         lost
     }
 
-    /// Forgets one inode that is gone for good (its locks die with it at the MDT).
-    pub fn remove(&self, inode: &Rc<Inode>) {
+    /// Forgets one inode that is gone for good. Answers the locks to be given back.
+    pub fn remove(&self, inode: &Rc<Inode>) -> Vec<u64> {
         let bits = inode.bits();
-        inode.state.borrow_mut().locks.clear();
+        let locks = std::mem::take(&mut inode.state.borrow_mut().locks);
         self.forget_bits(inode, bits);
         self.forget_children(inode);
         self.inodes.borrow_mut().remove(&inode.fid);
+        self.compact_clock();
+        locks.into_iter().map(|(cookie, _)| cookie).collect()
     }
 
     fn forget_bits(&self, inode: &Rc<Inode>, lost: Ibits) -> KernelHolds {
@@ -449,6 +451,16 @@ impl InodeTable {
             if let Some(child) = self.inodes.borrow().get(&child) {
                 child.state.borrow_mut().names.retain(|(parent, known)| *parent != dir.fid || *known != name);
             }
+        }
+    }
+
+    /// Takes those that were removed out of the clock, when they are many.
+    fn compact_clock(&self) {
+        let mut clock = self.clock.borrow_mut();
+        let inodes = self.inodes.borrow();
+        if clock.len() > 2 * inodes.len() + CLOCK_SLACK {
+            let mut seen = BTreeSet::new();
+            clock.retain(|fid| inodes.contains_key(fid) && seen.insert(*fid));
         }
     }
 
@@ -633,6 +645,8 @@ impl Drop for Change {
 
 /// Remembered cookies of locks that were revoked before they were known.
 const DEAD_COOKIES_MAX: usize = 4096;
+/// Removed inodes left in the clock before it is gone through.
+const CLOCK_SLACK: usize = 1024;
 /// Absent names kept for one directory.
 const NEGATIVE_MAX: usize = 10_000;
 /// Extended attributes kept for one inode.
@@ -712,6 +726,16 @@ mod tests {
         drop(table.begin_change(&[DIR]));
         table.forget_pages(&dir);
         assert!(table.page(&dir, 0).is_none());
+    }
+
+    #[test]
+    fn inodes_that_come_and_go_leave_nothing() {
+        let table = Rc::new(InodeTable::default());
+        for oid in 0..10_000 {
+            let inode = table.accept(&told(Fid::new(0x2_0000_0401, oid), 1, 1, 7), table.stamp(), None);
+            assert_eq!(table.remove(&inode), [7]);
+        }
+        assert!(table.clock.borrow().len() <= CLOCK_SLACK + 1);
     }
 
     #[test]
