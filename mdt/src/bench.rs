@@ -123,13 +123,15 @@ pub async fn run(mdt: &Rc<Mdt>, config: BenchConfig, clock: impl Fn() -> Duratio
         Ok::<_, Status>(BenchPhase { name, operations, elapsed: start.elapsed(), elapsed_other: clock() - start_other })
     };
 
+    // With objects from the start, as open(2) with O_CREAT asks for them.
+    let one_stripe = StripeHint { count: Some(1), ..StripeHint::default() };
     let mut work: Vec<LocalBoxFuture<'_, Result<(), Status>>> = Vec::new();
     for worker in 0..concurrency {
         let (caller, files) = (caller.clone(), files.clone());
         work.push(Box::pin(async move {
             for i in 0..share {
                 let (parent, name, at) = place(worker, i);
-                let request = create(&caller, parent, name, NewKind::File(StripeHint::default()), worker);
+                let request = create(&caller, parent, name, NewKind::File(one_stripe), worker);
                 let reply: CreateReply = caller.call(op::CREATE, &request).await?;
                 files.borrow_mut()[at] = reply.inode.fid;
             }

@@ -30,7 +30,8 @@ pub const KEY_FID: &[u8] = b"fid";
 pub const XATTR_LOV: &[u8] = b"trusted.lov";
 /// Names of the inode, see [`crate::linkea`].
 pub const XATTR_LINK: &[u8] = b"trusted.link";
-/// Default striping of a directory (a postcard [`nacre_wire::layout::StripeHint`]).
+/// Default striping of a directory (a postcard [`nacre_wire::layout::StripeHint`]); of a file without objects, what its
+/// objects will be like.
 pub const XATTR_DMV: &[u8] = b"trusted.dmv";
 /// Target of a symbolic link.
 pub const XATTR_TARGET: &[u8] = b"trusted.target";

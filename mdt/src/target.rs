@@ -483,10 +483,7 @@ impl Mdt {
         if attr.nlink == 0 {
             return Err(Status::ENOENT);
         }
-        let stripe = match self.store.xattr(fid, disk::XATTR_DMV).await.map_err(status_of)? {
-            Some(value) => codec::decode(&value).map_err(|_| Status::EBADMSG)?,
-            None => StripeHint::default(),
-        };
+        let stripe = self.stripe_of(fid).await?;
         let dir = Dir { attr, stripe };
         let mut dirs = self.dirs.borrow_mut();
         if dirs.len() >= DIRS_MAX {
@@ -520,6 +517,14 @@ impl Mdt {
             Ok(None) => Ok(None),
             Ok(Some(value)) => codec::decode(&value).map(Some).map_err(|_| Status::EBADMSG),
             Err(error) => Err(status_of(error)),
+        }
+    }
+
+    /// Default striping of a directory; of a file without objects, what it had when the file was made.
+    pub(crate) async fn stripe_of(&self, fid: Fid) -> Result<StripeHint, Status> {
+        match self.store.xattr(fid, disk::XATTR_DMV).await.map_err(status_of)? {
+            Some(value) => codec::decode(&value).map_err(|_| Status::EBADMSG),
+            None => Ok(StripeHint::default()),
         }
     }
 

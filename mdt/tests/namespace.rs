@@ -15,7 +15,7 @@ fn a_file_is_made_found_and_removed() {
     on_virtual_time(async {
         let rig = Rig::new().await;
         let peer = rig.peer(1).await;
-        let request = peer.create_request(ROOT, "file", NewKind::File(StripeHint::default()), 0o640);
+        let request = peer.create_request(ROOT, "file", WITH_OBJECTS, 0o640);
         let time = request.time;
         let made = peer.create_as(request).await.unwrap();
         assert!(made.created);
@@ -415,6 +415,21 @@ fn striping_is_chosen_inherited_and_spread() {
         let none = StripeHint { offset: Some(9), ..wish(1) };
         let none = peer.create_request(sub, "none", NewKind::File(none), 0o644);
         assert_eq!(peer.create_as(none).await.unwrap_err(), Status::EINVAL);
+
+        // Only made: striping can still be chosen, once; the first open for writing chooses what the directory had then.
+        let (chosen, opened) = (peer.mknod(sub, "chosen").await.unwrap(), peer.mknod(sub, "opened").await.unwrap());
+        assert_eq!(peer.inode(chosen).await.unwrap().layout, None);
+        let set = |hint| SetStripe { slot: peer.slot(), cred: peer.cred.clone(), fid: chosen, hint, time: peer.time() };
+        let told: Inode = peer.caller.call(op::SET_STRIPE, &set(wish(3))).await.unwrap();
+        assert_eq!(told.layout.unwrap().stripes().len(), 3);
+        assert_eq!(peer.caller.call::<_, Inode>(op::SET_STRIPE, &set(wish(1))).await.unwrap_err(), Status::EEXIST);
+        let handle = peer.open(opened, OpenFlags::READ).await.unwrap();
+        assert_eq!(peer.inode(opened).await.unwrap().layout, None);
+        peer.close(opened, handle).await.unwrap();
+        let handle = peer.open(opened, OpenFlags::WRITE).await.unwrap();
+        assert_eq!(peer.inode(opened).await.unwrap().layout.unwrap().stripes().len(), 2);
+        peer.close(opened, handle).await.unwrap();
+
         // Round-robin: equal shares, and no object twice.
         let mut seen = std::collections::BTreeSet::new();
         let mut shares = [0; 3];

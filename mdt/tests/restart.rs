@@ -19,7 +19,7 @@ use rig::*;
 const ROOT: Fid = Fid::ROOT;
 
 fn new_file(peer: &Peer, name: &str) -> Create {
-    peer.create_request(ROOT, name, NewKind::File(StripeHint::default()), 0o644)
+    peer.create_request(ROOT, name, WITH_OBJECTS, 0o644)
 }
 
 #[test]

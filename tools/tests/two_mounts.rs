@@ -70,7 +70,7 @@ fn data_names_and_attributes_are_seen_at_once() {
     kept.read_to_string(&mut text).unwrap();
     assert_eq!(text, "before and after");
     assert_eq!(kept.metadata().unwrap().nlink(), 0);
-    drop(kept);
+    drop((kept, one, two));
 
     a.umount();
     b.umount();

@@ -6,8 +6,9 @@
 //! - Without the name the directory must be writable (EACCES). Making device nodes is for the superuser (EPERM).
 //! - The inode belongs to the caller; its group comes from the directory where that has setgid, and a new directory then
 //!   has setgid as well. All four times are the request's, and so are mtime and ctime of the directory.
-//! - A regular file has its layout and objects from the start (ENOSPC if no OST has room). A file opened by its creator is
-//!   opened whatever its mode says.
+//! - A regular file that is opened as well, or comes with a wish for its striping, has its layout and objects from the
+//!   start (ENOSPC if no OST has room). One that is only made (mknod) leaves its striping to be chosen: it gets objects
+//!   with its first open for writing. A file opened by its creator is opened whatever its mode says.
 //!
 //! Lock order: directory (UPDATE), then, only if the name is there, the inode (`open`).
 //!
@@ -77,7 +78,7 @@ async fn make(mdt: &Mdt, who: &Caller, request: &Create, dir: Dir) -> Result<Don
     let mut layout = None;
     let mut size = None;
     match &request.kind {
-        NewKind::File(hint) => {
+        NewKind::File(hint) if request.open.is_some() || *hint != StripeHint::default() => {
             let (stripe_size_bytes, stripes) = mdt.objects.take(hint.or(dir.stripe)).await?;
             layout = Some(Layout::raid0(stripe_size_bytes, stripes));
         }
@@ -85,7 +86,7 @@ async fn make(mdt: &Mdt, who: &Caller, request: &Create, dir: Dir) -> Result<Don
             attr.size = target.len() as u64;
             size = Some(attr.size);
         }
-        NewKind::Dir(_) | NewKind::Special(_) => {}
+        NewKind::File(_) | NewKind::Dir(_) | NewKind::Special(_) => {}
     }
     ops.push(Op::Create { fid, attr: attr.clone() });
     if size.is_some() {
@@ -98,14 +99,15 @@ async fn make(mdt: &Mdt, who: &Caller, request: &Create, dir: Dir) -> Result<Don
     }
     match &request.kind {
         NewKind::Symlink(target) => set(disk::XATTR_TARGET, target.clone()),
-        NewKind::Dir(hint) => {
+        // A file without objects remembers what it would have got here, as a directory does for its files.
+        NewKind::Dir(hint) | NewKind::File(hint) if layout.is_none() => {
             hint.validate()?;
             let stripe = hint.or(dir.stripe);
             if stripe != StripeHint::default() {
                 set(disk::XATTR_DMV, codec::encode(&stripe));
             }
         }
-        NewKind::File(_) | NewKind::Special(_) => {}
+        NewKind::File(_) | NewKind::Dir(_) | NewKind::Special(_) => {}
     }
     let target = Target { fid, kind: new_mode & mode::TYPE };
     ops.push(Op::Put { index: request.parent, key: names::key(&request.name), value: target.to_value() });

@@ -50,10 +50,18 @@ pub(crate) async fn run(mdt: &Mdt, who: &Caller, request: Open) -> Result<Create
 pub(crate) async fn open(mdt: &Mdt, who: &Caller, opening: Opening<'_>) -> Result<Done<CreateReply>, Status> {
     let Opening { cred, fid, flags, lock, time } = opening;
     let truncate = flags.contains(OpenFlags::TRUNCATE);
+    let writes = flags.contains(OpenFlags::WRITE);
     let held = if truncate {
         mdt.hold(who, fid, Ibits::UPDATE | Ibits::PERM | Ibits::LAYOUT).await?
     } else {
-        mdt.hold_quietly(fid).await
+        let quietly = mdt.hold_quietly(fid).await;
+        if writes && mdt.layout(fid).await?.is_none() {
+            // Rare enough to take directories and devices along; everybody who knows that there are no objects forgets it.
+            drop(quietly);
+            mdt.hold(who, fid, Ibits::LAYOUT).await?
+        } else {
+            quietly
+        }
     };
     let mut attr = mdt.attr(fid).await?;
     if attr.nlink == 0 && mdt.open_count(fid) == 0 {
@@ -71,7 +79,7 @@ pub(crate) async fn open(mdt: &Mdt, who: &Caller, opening: Opening<'_>) -> Resul
         truncated(fid, &mut attr, time, &mut ops);
     }
     let mut transno = None;
-    if attr.is_file() && flags.contains(OpenFlags::WRITE) && mdt.layout(fid).await?.is_none() {
+    if attr.is_file() && writes && mdt.layout(fid).await?.is_none() {
         give_objects(mdt, fid, StripeHint::default(), &mut ops).await?;
     }
     if !ops.is_empty() {
@@ -91,12 +99,17 @@ pub(crate) async fn open(mdt: &Mdt, who: &Caller, opening: Opening<'_>) -> Resul
     Ok(Done { reply, transno, encoded: None })
 }
 
-/// Chooses a layout for a file that has none. The file is held. The ids are on disk before the layout is.
+/// Chooses a layout for a file that has none: as wished, else as its directory was set when it was made. The file is held.
+/// The ids are on disk before the layout is.
 pub(crate) async fn give_objects(mdt: &Mdt, fid: Fid, hint: StripeHint, ops: &mut Vec<Op>) -> Result<Layout, Status> {
-    let (stripe_size_bytes, stripes) = mdt.objects.take(hint).await?;
+    let inherited = mdt.stripe_of(fid).await?;
+    let (stripe_size_bytes, stripes) = mdt.objects.take(hint.or(inherited)).await?;
     let layout = Layout::raid0(stripe_size_bytes, stripes);
     mdt.objects_given(&layout).await?;
     ops.push(Op::SetXattr { fid, name: disk::XATTR_LOV.to_vec(), value: codec::encode(&layout) });
+    if inherited != StripeHint::default() {
+        ops.push(Op::RemoveXattr { fid, name: disk::XATTR_DMV.to_vec() });
+    }
     Ok(layout)
 }
 

@@ -18,6 +18,10 @@ use nacre_wire::mdt::*;
 use nacre_wire::{Attr, AttrPatch, Fid, Nid, Status, Time, Uuid};
 use tokio::task::LocalSet;
 
+/// Asks for objects from the start without an open, with the default striping all the same.
+pub const WITH_OBJECTS: NewKind =
+    NewKind::File(StripeHint { count: None, size_bytes: Some(nacre_wire::layout::STRIPE_SIZE_DEFAULT), offset: None });
+
 /// Runs a test on virtual time, for at most a virtual hour.
 pub fn on_virtual_time<T>(test: impl Future<Output = T>) -> T {
     let mut builder = tokio::runtime::Builder::new_current_thread();
@@ -139,8 +143,9 @@ impl Peer {
         self.caller.call(op::CREATE, &request).await
     }
 
+    /// A file with objects that nobody has open.
     pub async fn file(&self, parent: Fid, name: &str) -> Result<Fid, Status> {
-        let request = self.create_request(parent, name, NewKind::File(StripeHint::default()), 0o644);
+        let request = self.create_request(parent, name, WITH_OBJECTS, 0o644);
         Ok(self.create_as(request).await?.inode.fid)
     }
 
@@ -149,6 +154,11 @@ impl Peer {
         request.open = Some(OpenFlags::READ | OpenFlags::WRITE);
         request.exclusive = false;
         self.create_as(request).await
+    }
+
+    pub async fn mknod(&self, parent: Fid, name: &str) -> Result<Fid, Status> {
+        let request = self.create_request(parent, name, NewKind::File(StripeHint::default()), 0o644);
+        Ok(self.create_as(request).await?.inode.fid)
     }
 
     pub async fn mkdir(&self, parent: Fid, name: &str) -> Result<Fid, Status> {

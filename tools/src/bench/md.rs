@@ -61,7 +61,7 @@ pub async fn straight(bdev: BdevRef, shape: Shape, files: u32) -> Result<Rates> 
     let store: Rc<dyn Store> = Osd::open(bdev, Options::default()).await?;
     let target = BenchTarget::start(env, store.clone(), 2).await?;
     let config = BenchConfig { files, concurrency: 256, directories: shape.directories };
-    let phases = nacre_mdt::bench::run(&target.mdt, config).await?;
+    let phases = nacre_mdt::bench::run(&target.mdt, config, cpu_time).await?;
     target.mdt.stop().await;
     store.close().await?;
     let rate = |name: &str| phases.iter().find(|phase| phase.name == name).map_or(0.0, BenchPhase::rate);
