@@ -34,6 +34,11 @@ impl Locks {
         Locks { server: LockServer::new(env.clone(), limits, incarnation) }
     }
 
+    /// The grace time of clients may have been changed.
+    pub(crate) fn set_grace(&self, params: &Params) {
+        self.server.set_limits(Limits { disconnect_grace: params.client_grace(), ..self.server.limits() });
+    }
+
     /// Takes bits of an inode from every other client.
     pub(crate) async fn change(&self, client: &Client, fid: Fid, bits: Ibits) -> Result<Change, Status> {
         self.server.local(fid, Mode::Ex, Policy::Ibits(bits), client.lock_id.get()).await

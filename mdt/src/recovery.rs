@@ -108,12 +108,6 @@ impl Mdt {
             }
             tracing::info!(in_time, "recovery is over");
             self.recovery.phase.set(Phase::Serving);
-            // Who reconnected and lost its link again in the window had no grace time running.
-            let lost: Vec<_> =
-                self.clients.borrow().values().filter(|client| client.session.borrow().is_none()).cloned().collect();
-            for client in lost {
-                self.evict(&client).await;
-            }
         }
         self.remove_orphans().await;
     }

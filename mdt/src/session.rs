@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!            connect                 link lost
-//!  (unknown) ───────► Active ───────────────────► Active, no session
+//!  New ─────────────► Active ───────────────────► Active, no session
 //!                     ▲   ▲  ◄── connect ───────────  │
 //!         replay done │                               │ grace over, or DISCONNECT
 //!                     │                               ▼
@@ -48,6 +48,8 @@ pub(crate) struct Client {
 /// See the drawing above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ClientState {
+    /// Being connected for the first time.
+    New,
     /// Was connected before the restart, not seen since.
     Awaited,
     /// Has come back and tells what it holds.
@@ -122,20 +124,16 @@ impl Mdt {
         // One connect or eviction at a time: they change the same records.
         let _turn = self.client_changes.lock().await;
         let known = self.clients.borrow().get(&request.client_uuid).cloned();
-        let (client, resumed) = match known {
-            Some(client) => {
-                let resumed = matches!(client.state.get(), ClientState::Active | ClientState::Replaying)
-                    && request.last_incarnation == self.incarnation;
-                (client, resumed)
-            }
+        let client = match known {
+            Some(client) => client,
             None => {
                 let name = request.client_name.clone();
                 let key = request.client_uuid.0.to_vec();
                 let put = Op::Put { index: disk::CLIENTS, key, value: name.clone().into_bytes() };
                 self.store_now(vec![put]).await?;
-                let client = Client::new(request.client_uuid, name, ClientState::Active);
+                let client = Client::new(request.client_uuid, name, ClientState::New);
                 self.clients.borrow_mut().insert(client.uuid, client.clone());
-                (client, false)
+                client
             }
         };
         client.name.replace(request.client_name.clone());
@@ -144,12 +142,17 @@ impl Mdt {
             // The old link of a client that has come back faster than its loss was noticed.
             before.client_uuid.set(None);
         }
-        let recovering = self.recovery.is_recovering();
-        if client.state.get() == ClientState::Awaited && recovering {
-            client.state.set(ClientState::Replaying);
-            if !request.will_replay {
-                self.replay_done(&client);
-            }
+        // An Active client whose answer to REPLAY_DONE was lost comes with the old incarnation; we hold all it has.
+        let resumed = client.state.get() == ClientState::Active;
+        match client.state.get() {
+            ClientState::New => client.state.set(ClientState::Active),
+            ClientState::Awaited => client.state.set(ClientState::Replaying),
+            ClientState::Replaying | ClientState::Active | ClientState::Gone => {}
+        }
+        let recovering = client.state.get() == ClientState::Replaying;
+        if recovering && !request.will_replay {
+            // It says REPLAY_DONE all the same; nobody has to wait for that.
+            self.recovery.forget(client.uuid);
         }
         tracing::info!(client = request.client_name, uuid = %client.uuid, resumed, recovering, "client connected");
         Ok(ConnectReply {

@@ -17,9 +17,9 @@ use nacre_transport::target::locks::LockHooks;
 use nacre_transport::{Answer, Call, Connector, Service, Session};
 use nacre_wire::attr::mode;
 use nacre_wire::layout::StripeHint;
-use nacre_wire::ldlm::{Ibits, OP_CANCEL, OP_ENQUEUE, OP_GLIMPSE_REPLY, OP_REPLAY_LOCKS};
+use nacre_wire::ldlm::{Ibits, OP_CANCEL, OP_ENQUEUE, OP_GLIMPSE_REPLY, OP_REPLAY_LOCKS, ReplayLocks};
 use nacre_wire::map::{TargetKind, target_label, target_nqn};
-use nacre_wire::mdt::{CreateReply, Inode, Slot, op};
+use nacre_wire::mdt::{CreateReply, Inode, ReplayOpens, Slot, op};
 use nacre_wire::op::{Opcode, rpc_flags};
 use nacre_wire::session::{OP_CONNECT, OP_DISCONNECT, OP_REPLAY_DONE};
 use nacre_wire::{Attr, AttrPatch, ClusterMap, Fid, Layout, Status, Uuid, codec};
@@ -265,7 +265,9 @@ impl Mdt {
 
     /// Sets a tunable from text.
     pub fn set_param(&self, name: &str, value: &str) -> Result<(), ParamError> {
-        self.params.set(name, value)
+        self.params.set(name, value)?;
+        self.locks.set_grace(&self.params);
+        Ok(())
     }
 
     /// Counters and figures, by name, as text.
@@ -341,6 +343,9 @@ impl Mdt {
                 self.locks.cancel(&who.client, &rpc_body(&call)?);
                 self.answer(&())
             }
+            // Who had nothing to replay is let replay nothing, also after the others have been served.
+            OP_REPLAY_LOCKS if rpc_body::<ReplayLocks>(&call)?.locks.is_empty() => self.answer(&()),
+            op::REPLAY_OPENS if rpc_body::<ReplayOpens>(&call)?.opens.is_empty() => self.answer(&()),
             OP_REPLAY_LOCKS | op::REPLAY_OPENS => Err(Status::EPROTO),
             // Sizes are asked of OSTs.
             OP_GLIMPSE_REPLY => self.answer(&()),

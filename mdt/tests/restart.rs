@@ -193,6 +193,33 @@ fn orphans_stay_for_who_replays_them_and_go_otherwise() {
     });
 }
 
+/// A client's answer to REPLAY_DONE is lost. It comes with the incarnation it knew before, and must not be taken for one that
+/// was evicted: it would drop what the server holds for it.
+#[test]
+fn a_client_that_has_replayed_is_resumed_however_old_what_it_knows() {
+    on_virtual_time(async {
+        let rig = Rig::new().await;
+        let (one, _two) = (rig.peer(1).await, rig.peer(2).await);
+        let made = one.open_new(ROOT, "f").await.unwrap();
+        let incarnation = rig.mdt.incarnation();
+        let rig = rig.crash(Crash::Kill).await;
+        let one = rig.peer_again(1, incarnation).await;
+        one.caller.lose();
+        let one = rig.peer_again(1, incarnation).await;
+        assert!(one.caller.welcome.recovering && !one.caller.welcome.resumed);
+        let replay = ReplayOpens { opens: vec![(made.inode.fid, made.handle, OpenFlags::WRITE)] };
+        one.caller.call::<_, ()>(op::REPLAY_OPENS, &replay).await.unwrap();
+        one.caller.call::<_, ()>(OP_REPLAY_DONE, &()).await.unwrap();
+        one.caller.lose();
+        let one = rig.peer_again(1, incarnation).await;
+        assert!(one.caller.welcome.resumed && !one.caller.welcome.recovering);
+        assert_eq!(rig.stat("open_files"), "1");
+        // A stranger who claims to have been here is told that nothing of it is left.
+        let stranger = rig.peer_again(7, incarnation).await;
+        assert!(!stranger.caller.welcome.resumed && !stranger.caller.welcome.recovering);
+    });
+}
+
 #[test]
 fn a_server_nobody_was_connected_to_serves_at_once() {
     on_virtual_time(async {
