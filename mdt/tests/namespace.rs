@@ -153,9 +153,13 @@ fn create_opens_what_is_there_unless_exclusive() {
         assert_eq!(user.open(made.inode.fid, OpenFlags::WRITE).await, Err(Status::EACCES));
         // Truncating by O_TRUNC.
         root.chmod(fid, 0o4755).await.unwrap();
-        root.open(fid, OpenFlags::WRITE | OpenFlags::TRUNCATE).await.unwrap();
+        let cut = OpenFlags::WRITE | OpenFlags::TRUNCATE;
+        root.open(fid, cut).await.unwrap();
+        assert_eq!(root.attr(fid).await.unwrap().mode, FILE | 0o4755);
+        root.chmod(fid, 0o4757).await.unwrap();
+        user.open(fid, cut).await.unwrap();
         let cut = root.attr(fid).await.unwrap();
-        assert_eq!(cut.mode, FILE | 0o755);
+        assert_eq!(cut.mode, FILE | 0o757);
         assert_eq!(cut.rdev, cut.mtime.to_ns());
         assert_eq!(cut.mtime, cut.ctime);
     });

@@ -3,8 +3,8 @@
 //! - The inode's mode must allow what the flags ask for (EACCES). Directories open for reading only (EISDIR), symbolic
 //!   links not at all (ELOOP).
 //! - An open keeps the inode alive after its last name has gone. What has no name and is not open any more is ENOENT.
-//! - `TRUNCATE` sets mtime and ctime and takes setuid and setgid away, as truncating by writing does; the bytes are the
-//!   client's to cut.
+//! - `TRUNCATE` sets mtime and ctime, and unless it is the superuser who truncates takes setuid and setgid away; the bytes
+//!   are the client's to cut.
 //! - `WRITE` on a file that has no objects yet gives it some.
 //! - An open that is sent again finds the handle that it made the first time.
 //!
@@ -76,6 +76,9 @@ pub(crate) async fn open(mdt: &Mdt, who: &Caller, opening: Opening<'_>) -> Resul
 
     let mut ops = Vec::new();
     if attr.is_file() && truncate {
+        if !permission::is_root(cred) {
+            attr.mode = permission::without_privileges(attr.mode);
+        }
         truncated(fid, &mut attr, time, &mut ops);
     }
     let mut transno = None;
@@ -113,9 +116,8 @@ pub(crate) async fn give_objects(mdt: &Mdt, fid: Fid, hint: StripeHint, ops: &mu
     Ok(layout)
 }
 
-/// Times and privileges of a file that is cut.
+/// A file that is cut; `attr` has its new mode.
 fn truncated(fid: Fid, attr: &mut Attr, time: Time, ops: &mut Vec<Op>) {
-    attr.mode = permission::without_privileges(attr.mode);
     attr.mtime = time;
     attr.ctime = attr.ctime.max(time);
     let patch = AttrPatch {
