@@ -9,6 +9,7 @@
 //! Writers go on all the while, in a new memtable. A merge does the second half only: the same transaction and log
 //! position, other runs.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -192,6 +193,7 @@ impl Inner {
             match merged {
                 Ok(true) => {}
                 Ok(false) => changed.await,
+                Err(_) if self.state.get() != OpenState::Open => return,
                 Err(error) => {
                     tracing::warn!(%error, "runs could not be merged");
                     tokio::time::sleep(RETRY).await;
@@ -216,6 +218,8 @@ pub(crate) async fn write_superblock(bdev: &BdevRef, superblock: &Superblock) ->
 pub(crate) struct EngineIo {
     pub bdev: BdevRef,
     pub space: Rc<Space>,
+    /// Nothing more is written.
+    pub stopped: Rc<Cell<bool>>,
 }
 
 impl RunIo for EngineIo {
@@ -238,6 +242,10 @@ impl RunIo for EngineIo {
     }
 
     fn write(&self, offset: u64, data: Vec<Bytes>) -> Fut<'static, Result<(), StoreError>> {
+        if self.stopped.get() {
+            let stopped = error(StoreErrorKind::ReadOnly, "write the index", None, "the store is being closed");
+            return Box::pin(async move { Err(stopped) });
+        }
         let write = self.bdev.write(offset, data);
         Box::pin(async move { write.await.map_err(|source| io_error("write the index", None, source)) })
     }

@@ -60,6 +60,7 @@ struct State {
     proof_wanted: Transno,
     unflushed_data_bytes: u64,
     failed: Option<String>,
+    stopped: bool,
 }
 
 impl Log {
@@ -84,6 +85,7 @@ impl Log {
                 proof_wanted: 0,
                 unflushed_data_bytes: 0,
                 failed: None,
+                stopped: false,
             }),
             writer: Notify::new(),
             flusher: Notify::new(),
@@ -101,14 +103,11 @@ impl Log {
     /// Adds a record; its transaction is visible from now on.
     pub fn append<'a>(&self, objects: i32, items: impl Iterator<Item = Item<'a>>) -> Transno {
         let state = &mut *self.state.borrow_mut();
-        let idle = state.pending.len() == HEADER_BYTES;
         state.last += 1;
         let mut record = RecordWriter::new(&mut state.pending, state.last, objects);
         items.for_each(|item| record.push(item));
         record.finish();
-        if idle {
-            self.ticker.notify_one();
-        }
+        self.ticker.notify_one();
         if state.pending.len() > FRAME_BYTES_EAGER {
             state.written_wanted = state.last;
             self.writer.notify_one();
@@ -162,6 +161,17 @@ impl Log {
         drop(state);
         self.progress.notify_waiters();
         self.writer.notify_one();
+    }
+
+    /// Lets writer and flusher end when what they are doing is done.
+    pub fn stop(&self) {
+        self.state.borrow_mut().stopped = true;
+        self.writer.notify_one();
+        self.flusher.notify_one();
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.state.borrow().stopped
     }
 
     /// Waits until something changed. Made before a condition is looked at, it misses nothing.
@@ -259,7 +269,7 @@ impl Log {
 
     /// Writes frames. Runs for as long as the store is open.
     pub async fn run_writer(self: Rc<Log>) {
-        loop {
+        while !self.is_stopped() {
             let Some((position, frame, last, mark)) = self.make_frame() else {
                 self.writer.notified().await;
                 continue;
@@ -311,7 +321,7 @@ impl Log {
 
     /// Flushes when somebody waits for it. Runs for as long as the store is open.
     pub async fn run_flusher(self: Rc<Log>) {
-        loop {
+        while !self.is_stopped() {
             let due = {
                 let state = &mut *self.state.borrow_mut();
                 let stable = state.stable_wanted > state.stable && state.written > state.stable;

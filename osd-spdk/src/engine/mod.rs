@@ -122,7 +122,16 @@ pub struct StoreInfo {
 /// A store on a block device.
 pub struct Osd {
     inner: Rc<Inner>,
-    tasks: RefCell<Vec<JoinHandle<()>>>,
+    tasks: RefCell<Option<Tasks>>,
+}
+
+/// What runs beside the callers while a store is open.
+struct Tasks {
+    writer: JoinHandle<()>,
+    flusher: JoinHandle<()>,
+    ticker: JoinHandle<()>,
+    checkpoints: JoinHandle<()>,
+    merges: JoinHandle<()>,
 }
 
 pub(crate) struct Inner {
@@ -140,6 +149,10 @@ pub(crate) struct Inner {
     checkpoint_lock: tokio::sync::Mutex<()>,
     root_lock: tokio::sync::Mutex<()>,
     state: Cell<OpenState>,
+    /// Submits that may have I/O under way.
+    submits: Cell<usize>,
+    /// Index writes fail: merges end.
+    index_stopped: Rc<Cell<bool>>,
 }
 
 /// ```text
@@ -221,13 +234,13 @@ impl Osd {
         // The new epoch must be on the disk before its first frame. What was replayed goes to runs, so the old log is done with.
         inner.checkpoint(false).await?;
         let log = &inner.log;
-        *osd.tasks.borrow_mut() = vec![
-            tokio::task::spawn_local(log.clone().run_writer()),
-            tokio::task::spawn_local(log.clone().run_flusher()),
-            tokio::task::spawn_local(log.clone().run_ticker()),
-            tokio::task::spawn_local(inner.clone().run_checkpoints()),
-            tokio::task::spawn_local(inner.clone().run_merges()),
-        ];
+        *osd.tasks.borrow_mut() = Some(Tasks {
+            writer: tokio::task::spawn_local(log.clone().run_writer()),
+            flusher: tokio::task::spawn_local(log.clone().run_flusher()),
+            ticker: tokio::task::spawn_local(log.clone().run_ticker()),
+            checkpoints: tokio::task::spawn_local(inner.clone().run_checkpoints()),
+            merges: tokio::task::spawn_local(inner.clone().run_merges()),
+        });
         Ok(osd)
     }
 
@@ -244,7 +257,11 @@ impl Osd {
 
 impl Drop for Osd {
     fn drop(&mut self) {
-        self.tasks.borrow().iter().for_each(JoinHandle::abort);
+        if let Some(tasks) = self.tasks.get_mut() {
+            for task in [&tasks.writer, &tasks.flusher, &tasks.ticker, &tasks.checkpoints, &tasks.merges] {
+                task.abort();
+            }
+        }
     }
 }
 
@@ -269,11 +286,35 @@ impl Inner {
         superblock.label = label;
         self.replace_superblock(superblock).await
     }
+}
 
-    async fn close(&self) -> Result<(), StoreError> {
-        self.check_usable("close")?;
-        self.state.set(OpenState::Closed);
-        self.checkpoint(true).await
+impl Osd {
+    /// Every write that is under way is waited for: nothing may reach the device once somebody else has opened it.
+    async fn close_all(&self) -> Result<(), StoreError> {
+        let inner = &self.inner;
+        inner.check_usable("close")?;
+        inner.state.set(OpenState::Closed);
+        let Some(tasks) = self.tasks.borrow_mut().take() else { return Ok(()) };
+        tasks.ticker.abort();
+        // A merge may have far to go: its next write fails instead, and what it wrote is nobody's.
+        inner.index_stopped.set(true);
+        inner.log.tell_change();
+        let ended = tasks.merges.await;
+        inner.index_stopped.set(false);
+        while inner.submits.get() > 0 {
+            inner.log.changed().await;
+        }
+        let closed = match ended {
+            Ok(()) => inner.checkpoint(true).await,
+            Err(stopped) => Err(error(StoreErrorKind::Io, "close", None, &stopped.to_string())),
+        };
+        tasks.checkpoints.abort();
+        inner.log.stop();
+        for task in [tasks.writer, tasks.flusher] {
+            // A task that panicked has said so itself.
+            let _ = task.await;
+        }
+        closed
     }
 }
 
@@ -369,11 +410,7 @@ impl Store for Osd {
     }
 
     fn close(&self) -> Fut<'_, Result<(), StoreError>> {
-        Box::pin(async move {
-            let closed = self.inner.close().await;
-            self.tasks.borrow().iter().for_each(JoinHandle::abort);
-            closed
-        })
+        Box::pin(self.close_all())
     }
 }
 

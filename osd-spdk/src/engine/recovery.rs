@@ -55,7 +55,8 @@ pub(crate) async fn recover(bdev: BdevRef, options: Options) -> Result<Inner, St
         check_extent(&space, *extent)?;
         space.set_busy(*extent, true);
     }
-    let io = Rc::new(EngineIo { bdev: bdev.clone(), space: space.clone() });
+    let index_stopped = Rc::new(Cell::new(false));
+    let io = Rc::new(EngineIo { bdev: bdev.clone(), space: space.clone(), stopped: index_stopped.clone() });
     let tree_options = TreeOptions { cache_bytes: options.cache_bytes, ..TreeOptions::default() };
     let tree = Rc::new(Tree::open(io, tree_options, &root.runs).await?);
     space.set_index(&tree);
@@ -94,6 +95,8 @@ pub(crate) async fn recover(bdev: BdevRef, options: Options) -> Result<Inner, St
         root: RefCell::new(root),
         checkpoint_lock: tokio::sync::Mutex::new(()),
         root_lock: tokio::sync::Mutex::new(()),
+        submits: Cell::new(0),
+        index_stopped,
     })
 }
 

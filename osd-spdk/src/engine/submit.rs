@@ -20,7 +20,7 @@ use super::extents::{Edit, ExtentMap, Outcome, Piece};
 use super::object::Object;
 use super::ranges::{Claim, Held};
 use super::space::{Promise, Purpose, Reservation};
-use super::{Inner, error, io_error};
+use super::{Inner, OpenState, error, io_error};
 use crate::format::object::{Kind, Mapping, key, key_after};
 use crate::format::run::Extent;
 use crate::format::superblock::BLOCK_BYTES;
@@ -55,6 +55,7 @@ pub(crate) struct Plan {
 impl Inner {
     pub(crate) async fn submit(self: Rc<Inner>, transaction: Transaction) -> Result<Transno, StoreError> {
         self.check_usable("submit")?;
+        let _submitting = Submitting::new(&self);
         for op in &transaction.ops {
             check_op(op)?;
         }
@@ -232,6 +233,25 @@ impl Inner {
                 Ok(())
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// Counts a submit; [`crate::Store::close`] waits for all of them.
+struct Submitting<'a>(&'a Inner);
+
+impl Submitting<'_> {
+    fn new(inner: &Inner) -> Submitting<'_> {
+        inner.submits.set(inner.submits.get() + 1);
+        Submitting(inner)
+    }
+}
+
+impl Drop for Submitting<'_> {
+    fn drop(&mut self) {
+        self.0.submits.set(self.0.submits.get() - 1);
+        if self.0.state.get() == OpenState::Closed {
+            self.0.log.tell_change();
         }
     }
 }
