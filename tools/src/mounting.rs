@@ -117,7 +117,7 @@ impl nacre_llite::Parameters for Parameters {
 
 /// A mount on another reactor of this process.
 pub struct Mounted {
-    stop: oneshot::Sender<(bool, Duration, oneshot::Sender<Result<(), String>>)>,
+    stop: oneshot::Sender<UnmountRequest>,
     ended: watch::Receiver<bool>,
 }
 
@@ -130,7 +130,7 @@ impl Mounted {
         dir: &Path,
         options: &MountOptions,
     ) -> Result<Mounted> {
-        let (stop, mut stopped) = oneshot::channel::<(bool, Duration, oneshot::Sender<_>)>();
+        let (stop, mut stopped) = oneshot::channel::<UnmountRequest>();
         let (end, ended) = watch::channel(false);
         let (name, source, dir, options) = (name.to_owned(), source.clone(), dir.to_owned(), options.clone());
         let started = reactor.spawn(move || async move {
@@ -147,7 +147,7 @@ impl Mounted {
                         stopped.await.ok()
                     }
                 };
-                if let Some((force, limit, done)) = asked {
+                if let Some(UnmountRequest { force, limit, done }) = asked {
                     let result = local.unmount(force, limit).await;
                     // Whoever asked may have stopped waiting.
                     let _ = done.send(result);
@@ -169,7 +169,7 @@ impl Mounted {
     /// See [`Local::unmount`].
     pub async fn unmount(self, force: bool, limit: Duration) -> Result<()> {
         let (done, result) = oneshot::channel();
-        if self.stop.send((force, limit, done)).is_err() {
+        if self.stop.send(UnmountRequest { force, limit, done }).is_err() {
             return Err(Error::new("the mount's task has ended by itself"));
         }
         match result.await {

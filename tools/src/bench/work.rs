@@ -109,7 +109,7 @@ mod tests {
     fn random_blocks_lie_in_the_range() {
         for number in 0..1000 {
             let offset = random_block(number, 4096, 1 << 20);
-            assert!(offset % 4096 == 0 && offset < 1 << 20);
+            assert!(offset.is_multiple_of(4096) && offset < 1 << 20);
         }
     }
 
@@ -119,7 +119,10 @@ mod tests {
         let count = done.clone();
         let work = move |_| {
             count.set(count.get() + 1);
-            async { Ok::<_, ()>(tokio::task::yield_now().await) }
+            async {
+                tokio::task::yield_now().await;
+                Ok::<_, ()>(())
+            }
         };
         let measured = closed_loop(4, Duration::from_millis(50), 1, work).await.unwrap();
         assert!(done.get() > 4 && measured.per_second > 0.0);

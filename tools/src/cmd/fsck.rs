@@ -7,15 +7,14 @@ use nacre_osd::check::{self, Verdict};
 
 use crate::cli::Fsck;
 use crate::device::{block_on, open_device};
-use crate::output::{Context, Error, Output, Result};
+use crate::output::{Context, Output, Result};
 
 pub fn run(arguments: &Fsck, output: &Output) -> Result<ExitCode> {
     let report = block_on(async {
         let bdev = open_device(&arguments.device).await?;
         // What is no store at all is told in the words that every command uses.
         super::label(&bdev).await?;
-        let report = check::fsck(&bdev, arguments.repair).await;
-        Ok::<_, Error>(report.context(arguments.device.display())?)
+        check::fsck(&bdev, arguments.repair).await.context(arguments.device.display())
     })??;
     output.result(&report);
     Ok(if report.verdict == Verdict::Damaged { ExitCode::FAILURE } else { ExitCode::SUCCESS })

@@ -152,6 +152,11 @@ struct Device {
     label: String,
     /// Its own identity.
     uuid: String,
+    /// A server's target: its NVMe subsystem and the bdev it stands on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    nqn: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bdev: Option<String>,
 }
 
 #[derive(Serialize)]

@@ -125,6 +125,8 @@ impl Node {
                 "kind": format!("{:?}", target.kind).to_lowercase(),
                 "label": target.label,
                 "uuid": target.uuid,
+                "nqn": target.nqn,
+                "bdev": target.bdev,
             })
         };
         state.targets.iter().map(device).collect()
