@@ -157,6 +157,7 @@ fn create_opens_what_is_there_unless_exclusive() {
         root.open(fid, cut).await.unwrap();
         assert_eq!(root.attr(fid).await.unwrap().mode, FILE | 0o4755);
         root.chmod(fid, 0o4757).await.unwrap();
+        user.seconds.set(root.seconds.get());
         user.open(fid, cut).await.unwrap();
         let cut = root.attr(fid).await.unwrap();
         assert_eq!(cut.mode, FILE | 0o757);

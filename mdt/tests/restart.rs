@@ -9,7 +9,6 @@ use std::time::Duration;
 use nacre_mdt::Phase;
 use nacre_osd::Store;
 use nacre_osd::model::Crash;
-use nacre_wire::layout::StripeHint;
 use nacre_wire::ldlm::{Ibits, Mode, OP_REPLAY_LOCKS, Policy, ReplayLocks};
 use nacre_wire::mdt::*;
 use nacre_wire::session::{OP_DISCONNECT, OP_REPLAY_DONE};
