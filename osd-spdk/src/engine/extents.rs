@@ -70,6 +70,11 @@ impl ExtentMap {
         Some(ExtentMap { map })
     }
 
+    /// What touches the range, cut to it.
+    pub fn part(&self, range: Range<u64>) -> ExtentMap {
+        ExtentMap { map: self.pieces(range).collect() }
+    }
+
     pub fn len(&self) -> usize {
         self.map.len()
     }

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 
 use nacre_wire::{Attr, Fid};
@@ -74,7 +75,7 @@ impl Object {
 /// The objects in memory. Those that nobody uses are forgotten when there are too many.
 pub(crate) struct Objects {
     /// Never iterated: its order is random.
-    by_fid: RefCell<HashMap<Fid, Rc<Object>>>,
+    by_fid: RefCell<HashMap<Fid, Rc<Object>, BuildHasherDefault<FidHasher>>>,
     /// In the order in which they are looked at to be forgotten.
     clock: RefCell<VecDeque<Fid>>,
     objects_max: usize,
@@ -123,6 +124,28 @@ impl Objects {
                 by_fid.remove(&fid);
             }
         }
+    }
+}
+
+/// Mixes the few words of a FID: FIDs come from our own counters, and nobody gains by making them collide.
+#[derive(Default)]
+struct FidHasher(u64);
+
+impl Hasher for FidHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.write_u64(u64::from(word));
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = (self.0.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
     }
 }
 

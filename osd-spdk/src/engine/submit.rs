@@ -34,7 +34,7 @@ const BLOCK: usize = BLOCK_BYTES as usize;
 /// An object that a transaction changes, locked.
 pub(crate) struct Target {
     pub object: Rc<Object>,
-    /// As it will be, if the transaction touches the map more than once.
+    /// As the locked part will be, if the transaction touches the map more than once.
     view: Option<ExtentMap>,
     _held: Held,
 }
@@ -121,13 +121,17 @@ impl Inner {
         let mut targets = Vec::with_capacity(claims.len());
         for (fid, claim, maps) in claims {
             let object = self.objects.get(fid, self.log.proven());
+            let range = match &claim {
+                Claim::Exclusive(range) => range.start.saturating_sub(1)..range.end,
+                _ => 0..BLOCKS_MAX,
+            };
             let held = object.locks.lock(claim).await;
             if maps > 0 {
                 object.load_extents(&self.tree, self.space.blocks_end()).await?;
             } else {
                 object.load(&self.tree).await?;
             }
-            let view = (maps > 1).then(|| object.extents.borrow().clone());
+            let view = (maps > 1).then(|| object.extents.borrow().part(range));
             targets.push(Target { object, view, _held: held });
         }
         Ok(targets)
