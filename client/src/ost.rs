@@ -202,7 +202,8 @@ impl Ost {
             if let Some(outcome) = self.clone().enqueue_alone(object, mode, wanted).await {
                 match outcome? {
                     Some(lock) => return Ok(lock),
-                    None => continue,
+                    // The server gave what we are just giving back: it will have noticed soon.
+                    None => drop(tokio::time::timeout(GONE_PAUSE, object.changed.notified()).await),
                 }
             }
         }
@@ -562,6 +563,8 @@ pub(crate) fn policy_of(range: &Range<u64>) -> Policy {
     Policy::Extent { start: range.start, end }
 }
 
+/// Before asking again for a lock that is on its way back.
+const GONE_PAUSE: Duration = Duration::from_millis(5);
 /// Grants kept that nobody has asked for yet.
 const EARLY_MAX: usize = 4096;
 /// Rounds of emptying the kernel's cache before the lock is closed to new uses.
