@@ -375,12 +375,12 @@ fn a_glimpse_merges_what_is_not_written_yet() {
         let world = World::new(ModelStore::new()).await;
         let (one, two) = (world.client(1).await, world.client(2).await);
         one.lock(1, Mode::Pw, (0, 0)).await;
-        let unwritten = Attr { size: 1 << 20, mtime: time(70), ctime: time(70), ..Attr::default() };
+        let unwritten = Attr { size: 1 << 20, allocated_bytes: 4096, mtime: time(70), ctime: time(70), ..Attr::default() };
         *one.observer.glimpse.borrow_mut() = Some(unwritten);
         let reply = two.enqueue(1, Mode::Pr, (0, u64::MAX), EnqueueFlags::GLIMPSE).await;
         assert_eq!(reply.granted.cookie, 0);
         let attr = reply.attr.unwrap();
-        assert_eq!((attr.size, attr.mtime), (1 << 20, time(70)));
+        assert_eq!((attr.size, attr.allocated_bytes, attr.mtime), (1 << 20, 4096, time(70)));
         assert_ne!(reply.handle, 0);
         assert!(!one.observer.held.borrow().is_empty(), "nobody lost a lock");
         // Nobody is in the way: a lock as well.

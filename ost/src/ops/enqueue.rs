@@ -79,6 +79,8 @@ pub(crate) fn glimpse_reply(ost: &Rc<Ost>, session: &Rc<Session>, call: &Call) -
 
 fn merge(mut attr: Attr, unwritten: &Attr) -> Attr {
     attr.size = attr.size.max(unwritten.size);
+    // Space for it is granted already.
+    attr.allocated_bytes = attr.allocated_bytes.max(unwritten.allocated_bytes);
     attr.atime = attr.atime.max(unwritten.atime);
     if unwritten.ctime > attr.ctime {
         attr.ctime = unwritten.ctime;
