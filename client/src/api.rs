@@ -36,6 +36,13 @@ pub struct OpenMode {
     pub sync: bool,
 }
 
+impl OpenMode {
+    /// Whether mmap(2) takes it for MAP_SHARED with PROT_WRITE.
+    pub fn can_map_for_writing(self) -> bool {
+        self.flags.contains(OpenFlags::READ | OpenFlags::WRITE)
+    }
+}
+
 /// An open file of this mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HandleId(pub u64);
@@ -208,6 +215,12 @@ pub trait FileSystem {
     async fn fsync_dir(&self, fid: Fid) -> Result<(), Status>;
     /// Bytes, in order; fewer than asked only at the end of the file.
     async fn read(&self, handle: HandleId, offset: u64, length: usize) -> Result<Vec<Bytes>, Status>;
+    /// As [`FileSystem::read`], into a kernel's page cache. Where the file is open for reading and writing, it may be
+    /// mapped, and such a page becomes dirty without a word; so it is read under a write lock then. Others see what is
+    /// stored there as they see what is written.
+    async fn read_page(&self, handle: HandleId, offset: u64, length: usize) -> Result<Vec<Bytes>, Status> {
+        self.read(handle, offset, length).await
+    }
     /// Takes all bytes or fails.
     async fn write(
         &self,

@@ -49,6 +49,17 @@ pub(crate) struct WriteHow {
     pub time: Time,
 }
 
+/// How data is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReadHow {
+    /// Past the caches.
+    Direct,
+    /// Under read locks.
+    Cached,
+    /// Under write locks: into pages that a mapping may change without a word.
+    ForMapping,
+}
+
 impl File {
     /// The data side of a file; ESTALE when the layout names an OST that the cluster map does not.
     pub fn new(client: &Rc<Client>, fid: Fid, layout: Layout, fresh: bool) -> Result<Rc<File>, Status> {
@@ -140,9 +151,9 @@ impl File {
     // ---- reading ----
 
     /// Bytes of a range, in order, cut at the end of the file. Holes read zeros.
-    pub async fn read(&self, range: Range<u64>, direct: bool) -> Result<Vec<Bytes>, Status> {
+    pub async fn read(&self, range: Range<u64>, how: ReadHow) -> Result<Vec<Bytes>, Status> {
         for _ in 0..LOST_LOCK_RETRIES {
-            match self.read_once(&range, direct).await {
+            match self.read_once(&range, how).await {
                 Err(Status::NO_LOCK) => continue,
                 outcome => return outcome,
             }
@@ -381,7 +392,8 @@ impl File {
         Ok(())
     }
 
-    async fn read_once(&self, range: &Range<u64>, direct: bool) -> Result<Vec<Bytes>, Status> {
+    async fn read_once(&self, range: &Range<u64>, how: ReadHow) -> Result<Vec<Bytes>, Status> {
+        let direct = how == ReadHow::Direct;
         let touched: Vec<(usize, Range<u64>)> = (0..self.objects.len())
             .filter_map(|stripe| Some((stripe, self.layout.object_range(stripe, range.clone())?)))
             .collect();
@@ -394,7 +406,10 @@ impl File {
                 object.ost.try_lock(object, Mode::Pr, &policy_of(there))
             } else {
                 object.set_kernel_has_data(true);
-                Some(object.ost.lock(object, Mode::Pr, there).await?)
+                Some(match how {
+                    ReadHow::ForMapping => object.ost.lock_for_mapping(object, there).await?,
+                    _ => object.ost.lock(object, Mode::Pr, there).await?,
+                })
             });
         }
         let reads = touched.iter().zip(&locks).map(|((stripe, there), held)| {

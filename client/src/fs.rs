@@ -12,7 +12,7 @@ use crate::api::{
     DirEntry, Entry, FileSystem, HandleId, LockOwner, LockRange, MountStatfs, OpenMode, Opened, SpaceMode, WriteMode,
 };
 use crate::client::{Client, run};
-use crate::file::{File, WriteHow};
+use crate::file::{File, ReadHow, WriteHow};
 use crate::handles::Handle;
 use crate::inode::{ALL_BITS, Inode};
 use crate::stats::add;
@@ -50,7 +50,8 @@ impl Client {
             self.entry(inode, &reply.inode.attr, &reply.inode.layout).await
         };
         match entry {
-            Ok(entry) => Ok(Opened { handle, entry, keep_data: !mode.direct }),
+            // Pages that are there were read under read locks; a mapping could write to them.
+            Ok(entry) => Ok(Opened { handle, entry, keep_data: !mode.direct && !mode.can_map_for_writing() }),
             Err(status) => {
                 self.close_handle(handle)?;
                 Err(status)
@@ -245,31 +246,11 @@ impl FileSystem for Client {
     }
 
     async fn read(&self, handle: HandleId, offset: u64, length: usize) -> Result<Vec<Bytes>, Status> {
-        let client = self.rc();
-        let handle = self.handles.get(handle)?;
-        if !handle.mode.flags.intersects(OpenFlags::READ | OpenFlags::EXEC | OpenFlags::WRITE) {
-            return Err(Status::EBADF);
-        }
-        let Some(file) = client.data(&handle).await? else { return Ok(Vec::new()) };
-        let range = offset..offset.saturating_add(length as u64).min(i64::MAX as u64);
-        if range.is_empty() {
-            return Ok(Vec::new());
-        }
-        add(&self.stats.read_calls, 1);
-        if !handle.mode.direct {
-            // Where the file's end is not known for sure, somebody else is writing it: what is read ahead would not last.
-            let (window, size) = match file.size_known() {
-                Some(size) => (self.params.max_read_ahead_per_file_mb.get() << 20, size),
-                None => (0, u64::MAX),
-            };
-            let ahead = handle.ahead.borrow_mut().read(&range, window, size);
-            if let Some(ahead) = ahead {
-                file.read_ahead(&client, ahead);
-            }
-        }
-        let found = file.read(range, handle.mode.direct).await?;
-        add(&self.stats.read_bytes, found.iter().map(|bytes| bytes.len() as u64).sum());
-        Ok(found)
+        self.read_for(handle, offset, length, false).await
+    }
+
+    async fn read_page(&self, handle: HandleId, offset: u64, length: usize) -> Result<Vec<Bytes>, Status> {
+        self.read_for(handle, offset, length, true).await
     }
 
     async fn write(
@@ -401,6 +382,46 @@ impl FileSystem for Client {
 }
 
 impl Client {
+    /// `page`: for the kernel's page cache.
+    async fn read_for(
+        &self,
+        handle: HandleId,
+        offset: u64,
+        length: usize,
+        page: bool,
+    ) -> Result<Vec<Bytes>, Status> {
+        let client = self.rc();
+        let handle = self.handles.get(handle)?;
+        if !handle.mode.flags.intersects(OpenFlags::READ | OpenFlags::EXEC | OpenFlags::WRITE) {
+            return Err(Status::EBADF);
+        }
+        let Some(file) = client.data(&handle).await? else { return Ok(Vec::new()) };
+        let range = offset..offset.saturating_add(length as u64).min(i64::MAX as u64);
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        add(&self.stats.read_calls, 1);
+        if !handle.mode.direct {
+            // Where the file's end is not known for sure, somebody else is writing it: what is read ahead would not last.
+            let (window, size) = match file.size_known() {
+                Some(size) => (self.params.max_read_ahead_per_file_mb.get() << 20, size),
+                None => (0, u64::MAX),
+            };
+            let ahead = handle.ahead.borrow_mut().read(&range, window, size);
+            if let Some(ahead) = ahead {
+                file.read_ahead(&client, ahead);
+            }
+        }
+        let how = match handle.mode.direct && !page {
+            true => ReadHow::Direct,
+            false if page && handle.inode.mappable.get() > 0 => ReadHow::ForMapping,
+            false => ReadHow::Cached,
+        };
+        let found = file.read(range, how).await?;
+        add(&self.stats.read_bytes, found.iter().map(|bytes| bytes.len() as u64).sum());
+        Ok(found)
+    }
+
     async fn open_fid(self: &Rc<Client>, cred: Cred, fid: Fid, mode: OpenMode) -> Result<Opened, Status> {
         let (inode, told, layout) = self.mdt_attr(fid).await?;
         if told.is_dir() {

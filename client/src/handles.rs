@@ -49,6 +49,9 @@ impl Handles {
         let id = self.last.get() + 1;
         self.last.set(id);
         inode.opens.set(inode.opens.get() + 1);
+        if mode.can_map_for_writing() {
+            inode.mappable.set(inode.mappable.get() + 1);
+        }
         let failures = inode.file().map_or(0, |file| file.failures());
         let handle = Handle {
             inode,
@@ -71,6 +74,9 @@ impl Handles {
     pub fn remove(&self, id: HandleId) -> Result<Rc<Handle>, Status> {
         let handle = self.open.borrow_mut().remove(&id.0).ok_or(Status::EBADF)?;
         handle.inode.opens.set(handle.inode.opens.get() - 1);
+        if handle.mode.can_map_for_writing() {
+            handle.inode.mappable.set(handle.inode.mappable.get() - 1);
+        }
         Ok(handle)
     }
 

@@ -43,6 +43,8 @@ pub(crate) struct Inode {
     pub fid: Fid,
     /// Open files of this mount on it.
     pub opens: Cell<u32>,
+    /// Those of them that may be mapped for writing.
+    pub mappable: Cell<u32>,
     /// Its last name is gone.
     pub unlinked: Cell<bool>,
     /// Something about it may not be on the MDT's stable media yet.
@@ -141,6 +143,7 @@ impl InodeTable {
             Rc::new(Inode {
                 fid,
                 opens: Cell::new(0),
+                mappable: Cell::new(0),
                 unlinked: Cell::new(false),
                 unsynced: Cell::new(true),
                 file: RefCell::default(),

@@ -47,6 +47,8 @@ pub(crate) struct Object {
     pub queued: Cell<bool>,
     /// Something may not be on the OST's stable media yet.
     pub unsynced: Cell<bool>,
+    /// Revocations that are emptying the kernel's cache of it.
+    pub emptying: Cell<u32>,
     file: Weak<File>,
     kernel_has_data: Cell<bool>,
     tickets: Cell<u64>,
@@ -111,6 +113,7 @@ impl Object {
             fresh: Cell::new(false),
             queued: Cell::new(false),
             unsynced: Cell::new(true),
+            emptying: Cell::new(0),
             file,
             kernel_has_data: Cell::new(false),
             tickets: Cell::new(0),

@@ -63,6 +63,15 @@ pub(crate) struct Ost {
     grant_used: Cell<u64>,
 }
 
+/// What becomes of a lone read lock that could not be made the write lock that is wanted, because others read, too.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Converts {
+    /// It is given back.
+    OrRevokes,
+    /// It stays until the server wants it.
+    OrWaits,
+}
+
 /// How a wait for a lock ended.
 enum Verdict {
     Granted(Granted, Option<Attr>),
@@ -199,12 +208,43 @@ impl Ost {
             if let Some(held) = self.try_lock(object, mode, &wanted) {
                 return Ok(held);
             }
-            if let Some(outcome) = self.clone().enqueue_alone(object, mode, wanted).await {
+            if let Some(outcome) = self.clone().enqueue_alone(object, mode, wanted, Converts::OrRevokes).await {
                 match outcome? {
                     Some(lock) => return Ok(lock),
                     // The server gave what we are just giving back: it will have noticed soon.
                     None => drop(tokio::time::timeout(GONE_PAUSE, object.changed.notified()).await),
                 }
+            }
+        }
+    }
+
+    /// A write lock for pages that the kernel fills and may make dirty. The kernel holds these pages meanwhile, and a
+    /// revocation waits for them: so a read lock of ours is not given up for this, and when somebody else wants one back,
+    /// the pages are filled under that, to be dropped again.
+    pub async fn lock_for_mapping(
+        self: &Rc<Ost>,
+        object: &Rc<Object>,
+        range: &Range<u64>,
+    ) -> Result<LockUse, Status> {
+        let wanted = policy_of(range);
+        loop {
+            let changed = object.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(held) = self.try_lock(object, Mode::Pw, &wanted) {
+                return Ok(held);
+            }
+            if object.emptying.get() > 0
+                && let Some(held) = self.try_lock(object, Mode::Pr, &wanted)
+            {
+                return Ok(held);
+            }
+            let enqueued = self.clone().enqueue_alone(object, Mode::Pw, wanted, Converts::OrWaits);
+            tokio::select! {
+                outcome = enqueued => if let Some(Some(lock)) = outcome.transpose()? {
+                    return Ok(lock);
+                },
+                () = changed => {}
             }
         }
     }
@@ -220,7 +260,7 @@ impl Ost {
     /// those who write. Waits for no lock, so the caller may use some.
     pub async fn glimpse(self: &Rc<Ost>, object: &Rc<Object>) -> Result<(), Status> {
         let (ost, object) = (self.clone(), object.clone());
-        run(async move { ost.enqueue(&object, Mode::Pr, EVERYTHING, true).await.map(drop) }).await
+        run(async move { ost.enqueue(&object, Mode::Pr, EVERYTHING, None).await.map(drop) }).await
     }
 
     /// Everything held, for replay.
@@ -250,6 +290,7 @@ impl Ost {
         object: &Rc<Object>,
         mode: Mode,
         policy: Policy,
+        converts: Converts,
     ) -> Option<Result<Option<LockUse>, Status>> {
         let ended = object.changed.notified();
         if object.enqueueing.get() {
@@ -261,7 +302,7 @@ impl Ost {
         let (sender, outcome) = oneshot::channel();
         let object = object.clone();
         spawn_local(async move {
-            let outcome = self.enqueue(&object, mode, policy, false).await;
+            let outcome = self.enqueue(&object, mode, policy, Some(converts)).await;
             object.enqueueing.set(false);
             object.changed.notify_waiters();
             // A caller that has stopped waiting leaves the lock in the cache: the use ends here.
@@ -275,8 +316,9 @@ impl Ost {
         object: &Rc<Object>,
         mut mode: Mode,
         policy: Policy,
-        glimpse: bool,
+        converts: Option<Converts>,
     ) -> Result<Option<LockUse>, Status> {
+        let glimpse = converts.is_none();
         let Some(client) = self.client.upgrade() else { return Err(Status::ESHUTDOWN) };
         let mut flags = EnqueueFlags::empty();
         let mut wanted = policy;
@@ -328,7 +370,9 @@ impl Ost {
             object.question_answered();
             match taken {
                 Err(Status::EAGAIN) if replaces != 0 => {
-                    let now = self.locks.borrow_mut().begin_revoke(object.fid, replaces) == Revoked::CancelNow;
+                    let gives_up = converts == Some(Converts::OrRevokes);
+                    let now = gives_up
+                        && self.locks.borrow_mut().begin_revoke(object.fid, replaces) == Revoked::CancelNow;
                     if now {
                         self.clone().finish_cancel(replaces).await;
                     }
@@ -413,7 +457,10 @@ impl Ost {
         }
         let held = self.locks.borrow().get(cookie);
         if let (Some((_, lock)), Some(object)) = (held, self.object(object)) {
+            object.emptying.set(object.emptying.get() + 1);
+            object.changed.notify_waiters();
             self.empty_kernel(&client, &object, &lock).await;
+            object.emptying.set(object.emptying.get() - 1);
         }
         let revoked = self.locks.borrow_mut().begin_revoke(object, cookie);
         match revoked {

@@ -156,6 +156,8 @@ pub const WRITE_CACHE: u32 = 1 << 0;
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// RELEASE drops flock(2) locks of `lock_owner`.
 pub const RELEASE_FLOCK_UNLOCK: u32 = 1 << 1;
+/// The process that reads is told: read(2) past the page cache.
+pub const READ_LOCKOWNER: u32 = 1 << 1;
 /// The lock is flock(2)'s.
 pub const LK_FLOCK: u32 = 1 << 0;
 /// FSYNC is fdatasync(2).

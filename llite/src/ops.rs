@@ -25,7 +25,7 @@ impl<F: FileSystem + 'static> Session<F> {
         let outcome = match request {
             Request::Read(read) => self.read(header.nodeid, &read).await,
             Request::Write(write) => self.write(header, &write, data).await,
-            request => self.serve_names(header, request).await,
+            request => self.serve_as_member(header, &request).await,
         };
         if changes {
             // Also after a failure: it may have happened all the same.
@@ -34,12 +34,30 @@ impl<F: FileSystem + 'static> Session<F> {
         outcome
     }
 
-    async fn serve_names(&self, header: &InHeader, request: Request) -> Result<Answer, Status> {
+    /// FUSE tells no supplementary groups, and asking for them costs more than most calls. So they are asked for where
+    /// the server, which checks permissions as well, refuses without them what the kernel has allowed, and where it would
+    /// silently take a setgid away that only members give.
+    async fn serve_as_member(&self, header: &InHeader, request: &Request) -> Result<Answer, Status> {
+        let mut cred = cred(header);
+        if cred.uid != 0 && request.gives_setgid() {
+            cred.groups = signal::groups(header.pid);
+        }
+        let outcome = self.serve_names(header, request, &cred).await;
+        let refused = matches!(outcome, Err(Status::EACCES | Status::EPERM));
+        if refused && cred.uid != 0 && cred.groups.is_empty() {
+            cred.groups = signal::groups(header.pid);
+            if !cred.groups.is_empty() {
+                return self.serve_names(header, request, &cred).await;
+            }
+        }
+        outcome
+    }
+
+    async fn serve_names(&self, header: &InHeader, request: &Request, cred: &Cred) -> Result<Answer, Status> {
         let fid = self.fid(header.nodeid);
-        let cred = cred(header);
         let done = |()| Answer::default();
         match request {
-            Request::Lookup(name) => match self.fs.lookup(fid, &name).await? {
+            Request::Lookup(name) => match self.fs.lookup(fid, name).await? {
                 Some(entry) => Ok(self.entry(&entry)),
                 None if self.keeps_names() => {
                     let nothing = abi::EntryOut { entry_valid: FOREVER_SECONDS, ..abi::EntryOut::default() };
@@ -49,37 +67,37 @@ impl<F: FileSystem + 'static> Session<F> {
             },
             Request::Getattr => Ok(Answer::fixed(&self.attr_out(&self.fs.getattr(fid).await?))),
             Request::Statx => Ok(Answer::fixed(&self.statx(&self.fs.getattr(fid).await?))),
-            Request::Setattr(set) => self.setattr(header, cred, &set).await,
+            Request::Setattr(set) => self.setattr(header, cred, set).await,
             Request::Readlink => {
                 let target = self.fs.readlink(fid).await?;
                 Ok(Answer { fixed: target, ..Answer::default() })
             }
-            Request::Symlink(name, target) => Ok(self.entry(&self.fs.symlink(&cred, fid, &name, &target).await?)),
+            Request::Symlink(name, target) => Ok(self.entry(&self.fs.symlink(cred, fid, name, target).await?)),
             Request::Mknod(node, name) => {
-                let entry = self.fs.mknod(&cred, fid, &name, node.mode, u64::from(node.rdev)).await?;
+                let entry = self.fs.mknod(cred, fid, name, node.mode, u64::from(node.rdev)).await?;
                 Ok(self.entry(&entry))
             }
             Request::Mkdir(node, name) => {
-                let entry = self.fs.mkdir(&cred, fid, &name, mode::DIR | node.mode & 0o7777).await?;
+                let entry = self.fs.mkdir(cred, fid, name, mode::DIR | node.mode & 0o7777).await?;
                 Ok(self.entry(&entry))
             }
-            Request::Unlink { name, directory } => self.fs.unlink(&cred, fid, &name, directory).await.map(done),
+            Request::Unlink { name, directory } => self.fs.unlink(cred, fid, name, *directory).await.map(done),
             Request::Rename(rename, old, new) => {
                 let flags = RenameFlags::from_bits(rename.flags).ok_or(Status::EINVAL)?;
-                self.fs.rename(&cred, fid, &old, self.fid(rename.newdir), &new, flags).await.map(done)
+                self.fs.rename(cred, fid, old, self.fid(rename.newdir), new, flags).await.map(done)
             }
             Request::Link(link, name) => {
-                let entry = self.fs.link(&cred, self.fid(link.oldnodeid), fid, &name).await?;
+                let entry = self.fs.link(cred, self.fid(link.oldnodeid), fid, name).await?;
                 Ok(self.entry(&entry))
             }
             Request::Open(open) => {
-                let opened = self.fs.open(&cred, fid, open_mode(open.flags)).await?;
+                let opened = self.fs.open(cred, fid, open_mode(open.flags)).await?;
                 Ok(self.opened(Answer::default(), &opened, open.flags))
             }
             Request::Create(create, name) => {
                 let exclusive = OFlags::from_bits_retain(create.flags).contains(OFlags::EXCL);
                 let mode = mode::FILE | create.mode & 0o7777;
-                let opened = self.fs.create(&cred, fid, &name, mode, exclusive, open_mode(create.flags)).await?;
+                let opened = self.fs.create(cred, fid, name, mode, exclusive, open_mode(create.flags)).await?;
                 Ok(self.opened(self.entry(&opened.entry), &opened, create.flags))
             }
             Request::Release(release) => {
@@ -101,42 +119,42 @@ impl<F: FileSystem + 'static> Session<F> {
                 let open = abi::OpenOut { fh: self.dirs.open(), ..abi::OpenOut::default() };
                 Ok(Answer::fixed(&open))
             }
-            Request::Readdir { read, plus } => self.readdir(fid, &read, plus).await,
+            Request::Readdir { read, plus } => self.readdir(fid, read, *plus).await,
             Request::Releasedir(release) => {
                 self.dirs.close(release.fh);
                 Ok(Answer::default())
             }
             Request::Statfs => self.statfs().await,
             Request::Setxattr(set, name, value) => {
-                if crate::control::is_control(&name) {
-                    return self.control_set(&cred, fid, &name, &value).await.map(done);
+                if crate::control::is_control(name) {
+                    return self.control_set(cred, fid, name, value).await.map(done);
                 }
                 let (create, replace) = (set.flags & XATTR_CREATE != 0, set.flags & XATTR_REPLACE != 0);
-                self.fs.setxattr(&cred, fid, &name, &value, create, replace).await.map(done)
+                self.fs.setxattr(cred, fid, name, value, create, replace).await.map(done)
             }
             Request::Getxattr(get, name) => {
-                let value = if crate::control::is_control(&name) {
-                    self.control_get(fid, &name).await?
+                let value = if crate::control::is_control(name) {
+                    self.control_get(fid, name).await?
                 } else {
-                    self.fs.getxattr(&cred, fid, &name).await?
+                    self.fs.getxattr(cred, fid, name).await?
                 };
                 sized(value, get.size)
             }
             Request::Listxattr(list) => {
-                let mut names = self.fs.listxattr(&cred, fid).await?;
+                let mut names = self.fs.listxattr(cred, fid).await?;
                 names.iter_mut().for_each(|name| name.push(0));
                 sized(names.concat(), list.size)
             }
-            Request::Removexattr(name) if crate::control::is_control(&name) => Err(Status::EPERM),
-            Request::Removexattr(name) => self.fs.removexattr(&cred, fid, &name).await.map(done),
+            Request::Removexattr(name) if crate::control::is_control(name) => Err(Status::EPERM),
+            Request::Removexattr(name) => self.fs.removexattr(cred, fid, name).await.map(done),
             Request::Getlk(lock) => {
-                let found = self.fs.test_lock(fid, LockOwner(lock.owner), lock_range(&lock)?).await?;
+                let found = self.fs.test_lock(fid, LockOwner(lock.owner), lock_range(lock)?).await?;
                 Ok(Answer::fixed(&lock_out(found)))
             }
             Request::Setlk { lock, wait } => {
-                self.fs.set_lock(fid, LockOwner(lock.owner), lock_range(&lock)?, wait).await.map(done)
+                self.fs.set_lock(fid, LockOwner(lock.owner), lock_range(lock)?, *wait).await.map(done)
             }
-            Request::Fallocate(space) => self.fallocate(&space).await.map(done),
+            Request::Fallocate(space) => self.fallocate(header, cred, space).await.map(done),
             Request::Lseek(seek) => {
                 let hole = match seek.whence {
                     SEEK_DATA => false,
@@ -174,7 +192,7 @@ impl<F: FileSystem + 'static> Session<F> {
         answer
     }
 
-    async fn setattr(&self, header: &InHeader, mut cred: Cred, set: &abi::SetattrIn) -> Result<Answer, Status> {
+    async fn setattr(&self, header: &InHeader, cred: &Cred, set: &abi::SetattrIn) -> Result<Answer, Status> {
         let valid = SetattrValid::from_bits_retain(set.valid);
         let time = |flag, now, seconds: u64, nanoseconds| {
             let given = Time { seconds: seconds as i64, nanoseconds };
@@ -192,20 +210,22 @@ impl<F: FileSystem + 'static> Session<F> {
         if patch.size.is_some_and(|size| size > self.fs.file_bytes_max()) {
             return Err(Status::EFBIG);
         }
-        if patch.gid.is_some() && cred.uid != 0 {
-            // An owner may give a file to any group of theirs.
-            cred.groups = signal::groups(header.pid);
-        }
         let handle = valid.contains(SetattrValid::FH).then_some(HandleId(set.fh));
         let kill = valid.contains(SetattrValid::KILL_SUIDGID);
-        let entry = self.fs.setattr(&cred, self.fid(header.nodeid), patch, handle, kill).await?;
+        let entry = self.fs.setattr(cred, self.fid(header.nodeid), patch, handle, kill).await?;
         Ok(Answer::fixed(&self.attr_out(&entry)))
     }
 
     async fn read(&self, node: u64, read: &abi::ReadIn) -> Result<Answer, Status> {
         let end = read.offset.saturating_add(u64::from(read.size));
         let reading = self.kernel.gate().read(node, read.offset..end).await;
-        let data = self.fs.read(HandleId(read.fh), read.offset, read.size as usize).await?;
+        let (handle, length) = (HandleId(read.fh), read.size as usize);
+        // A read(2) past the page cache comes with its process; what does not fills pages.
+        let data = if read.read_flags & abi::READ_LOCKOWNER != 0 {
+            self.fs.read(handle, read.offset, length).await?
+        } else {
+            self.fs.read_page(handle, read.offset, length).await?
+        };
         Ok(Answer { data, reading: Some(reading), ..Answer::default() })
     }
 
@@ -234,19 +254,25 @@ impl<F: FileSystem + 'static> Session<F> {
         Ok(Answer::fixed(&abi::WriteOut { size, padding: 0 }))
     }
 
-    async fn fallocate(&self, space: &abi::FallocateIn) -> Result<(), Status> {
+    async fn fallocate(&self, header: &InHeader, cred: &Cred, space: &abi::FallocateIn) -> Result<(), Status> {
         let keep_size = space.mode & FALLOC_KEEP_SIZE != 0;
-        let mode = match space.mode & !FALLOC_KEEP_SIZE {
+        let how = match space.mode & !FALLOC_KEEP_SIZE {
             0 => SpaceMode::Allocate { keep_size },
             FALLOC_PUNCH_HOLE if keep_size => SpaceMode::Punch,
             FALLOC_ZERO_RANGE => SpaceMode::Zero { keep_size },
             _ => return Err(Status::EOPNOTSUPP),
         };
         let end = space.offset.checked_add(space.length).ok_or(Status::EFBIG)?;
-        if end > self.fs.file_bytes_max() && mode != SpaceMode::Punch {
+        if end > self.fs.file_bytes_max() && how != SpaceMode::Punch {
             return Err(Status::EFBIG);
         }
-        self.fs.space(HandleId(space.fh), space.offset..end, mode).await
+        let fid = self.fid(header.nodeid);
+        // WRITE and SETATTR say when privileges go; here it is left to the filesystem.
+        if cred.uid != 0 && self.fs.getattr(fid).await?.attr.mode & (mode::SETUID | mode::SETGID) != 0 {
+            let handle = Some(HandleId(space.fh));
+            self.fs.setattr(cred, fid, AttrPatch::default(), handle, true).await?;
+        }
+        self.fs.space(HandleId(space.fh), space.offset..end, how).await
     }
 
     async fn statfs(&self) -> Result<Answer, Status> {
@@ -291,6 +317,16 @@ impl<F: FileSystem + 'static> Session<F> {
 }
 
 impl Request {
+    /// Asks for a mode with setgid.
+    fn gives_setgid(&self) -> bool {
+        match self {
+            Request::Mknod(node, _) => node.mode & mode::SETGID != 0,
+            Request::Create(create, _) => create.mode & mode::SETGID != 0,
+            Request::Setattr(set) => set.valid & SetattrValid::MODE.bits() != 0 && set.mode & mode::SETGID != 0,
+            _ => false,
+        }
+    }
+
     /// Attributes or names may be others afterwards.
     fn changes(&self) -> bool {
         match self {
