@@ -68,6 +68,8 @@ struct State {
     /// Directory: names that resolve, and names known not to.
     children: BTreeMap<Vec<u8>, Fid>,
     negative: BTreeSet<Vec<u8>>,
+    /// Directory: all its names, where they are known; what is not among them does not exist.
+    entries: Option<BTreeSet<Vec<u8>>>,
     pages: BTreeMap<u64, Rc<DirPage>>,
     parent: Option<Fid>,
     /// Own changes under way, whether two of them overlapped, and when the last began or ended.
@@ -250,7 +252,8 @@ impl InodeTable {
                 None => Name::Unknown,
             };
         }
-        if state.negative.contains(name) { Name::Absent } else { Name::Unknown }
+        let not_listed = state.entries.as_ref().is_some_and(|entries| !entries.contains(name));
+        if not_listed || state.negative.contains(name) { Name::Absent } else { Name::Unknown }
     }
 
     /// Keeps a name that was told, if the child's lock allows it and no own change of the directory came between.
@@ -267,6 +270,36 @@ impl InodeTable {
             parent.state.borrow_mut().children.insert(name.to_vec(), child.fid);
             child.state.borrow_mut().names.push((parent.fid, name.to_vec()));
         }
+    }
+
+    /// A directory that we made, or have listed whole: from now on its names are known.
+    pub fn set_entries(&self, dir: &Inode, names: impl IntoIterator<Item = Vec<u8>>, stamp: Stamp) {
+        if dir.quiet_since(stamp) && dir.bits().contains(Ibits::UPDATE) {
+            dir.state.borrow_mut().entries = Some(names.into_iter().collect());
+        }
+    }
+
+    /// We have made a name.
+    pub fn entry_made(&self, dir: &Inode, name: &[u8]) {
+        let mut state = dir.state.borrow_mut();
+        if let Some(entries) = &mut state.entries {
+            entries.insert(name.to_vec());
+            if entries.len() > ENTRIES_MAX {
+                state.entries = None;
+            }
+        }
+    }
+
+    /// We have removed a name.
+    pub fn entry_removed(&self, dir: &Inode, name: &[u8]) {
+        if let Some(entries) = &mut dir.state.borrow_mut().entries {
+            entries.remove(name);
+        }
+    }
+
+    /// A change failed, or nobody knows whether it was done.
+    pub fn entries_unknown(&self, dir: &Inode) {
+        dir.state.borrow_mut().entries = None;
     }
 
     /// Forgets what is known of a name.
@@ -431,6 +464,7 @@ impl InodeTable {
             {
                 let mut state = inode.state.borrow_mut();
                 state.negative.clear();
+                state.entries = None;
                 state.parent = None;
                 holds.negative = std::mem::take(&mut state.kernel.negative);
             }
@@ -650,6 +684,8 @@ impl Drop for Change {
 const DEAD_COOKIES_MAX: usize = 4096;
 /// Removed inodes left in the clock before it is gone through.
 const CLOCK_SLACK: usize = 1024;
+/// Names of one directory that are known as a whole.
+const ENTRIES_MAX: usize = 100_000;
 /// Absent names kept for one directory.
 const NEGATIVE_MAX: usize = 10_000;
 /// Extended attributes kept for one inode.
@@ -715,6 +751,21 @@ mod tests {
         table.accept(&told(CHILD, 8, 4, 0), before, Some(&two));
         table.accept(&told(CHILD, 7, 3, 0), before, Some(&one));
         assert_eq!(nlink(&child), Some(4));
+    }
+
+    #[test]
+    fn a_directory_that_we_made_needs_no_questions() {
+        let table = Rc::new(InodeTable::default());
+        let dir = table.accept(&told(DIR, 1, 2, 10), table.stamp(), None);
+        table.set_entries(&dir, [], table.stamp());
+        assert!(matches!(table.find_name(&dir, b"a"), Name::Absent));
+        table.entry_made(&dir, b"a");
+        assert!(matches!(table.find_name(&dir, b"a"), Name::Unknown));
+        assert!(matches!(table.find_name(&dir, b"b"), Name::Absent));
+        table.entry_removed(&dir, b"a");
+        assert!(matches!(table.find_name(&dir, b"a"), Name::Absent));
+        table.revoke(DIR, 10).unwrap();
+        assert!(matches!(table.find_name(&dir, b"b"), Name::Unknown), "somebody else may make names now");
     }
 
     #[test]

@@ -146,6 +146,7 @@ impl Client {
                     // Somebody else's file may be there by now.
                     let dir = client.inodes.get_or_insert(parent);
                     client.inodes.forget_name(&dir, &name);
+                    client.inodes.entries_unknown(&dir);
                     return Err(error.into());
                 }
             };
@@ -156,7 +157,11 @@ impl Client {
             }
             if reply.created {
                 client.inodes.forget_pages(&dir);
+                if reply.inode.attr.is_dir() {
+                    client.inodes.set_entries(&child, [], stamp);
+                }
             }
+            client.inodes.entry_made(&dir, &name);
             client.inodes.set_name(&dir, &name, &child);
             drop(change);
             client.tidy();
@@ -187,9 +192,11 @@ impl Client {
                 Ok(reply) => reply,
                 Err(error) => {
                     client.inodes.forget_name(&dir, &name);
+                    client.inodes.entries_unknown(&dir);
                     return Err(error.into());
                 }
             };
+            client.inodes.entry_made(&dir, &name);
             let inode = client.inodes.accept(&reply.inode, stamp, Some(&change));
             if let Some(attr) = &reply.parent {
                 dir.take_changed_attr(attr);
@@ -226,8 +233,12 @@ impl Client {
             add(&client.stats.mdt_calls, 1);
             let outcome = client.mdt.unlink(request).await;
             client.inodes.forget_name(&dir, &name);
+            if outcome.is_err() {
+                client.inodes.entries_unknown(&dir);
+            }
             let reply = outcome?;
             client.inodes.forget_pages(&dir);
+            client.inodes.entry_removed(&dir, &name);
             client.inodes.set_absent(&dir, &name);
             dir.take_changed_attr(&reply.parent);
             if let Some((fid, attr)) = &reply.victim {
@@ -268,6 +279,7 @@ impl Client {
         run(async move {
             let (dir, new_dir) = (client.inodes.get_or_insert(parent), client.inodes.get_or_insert(new_parent));
             let (name, new_name) = (request.name.clone(), request.new_name.clone());
+            let new_was_absent = matches!(client.inodes.find_name(&new_dir, &new_name), Name::Absent);
             let mut fids = vec![parent, new_parent];
             for (dir, name) in [(&dir, &name), (&new_dir, &new_name)] {
                 if let Name::Child(child) = client.inodes.find_name(dir, name) {
@@ -280,6 +292,10 @@ impl Client {
             let outcome = client.mdt.rename(request).await;
             client.inodes.forget_name(&dir, &name);
             client.inodes.forget_name(&new_dir, &new_name);
+            if outcome.is_err() {
+                client.inodes.entries_unknown(&dir);
+                client.inodes.entries_unknown(&new_dir);
+            }
             let reply = outcome?;
             client.inodes.forget_pages(&dir);
             client.inodes.forget_pages(&new_dir);
@@ -294,9 +310,20 @@ impl Client {
                 }
             }
             let exchange = flags.contains(RenameFlags::EXCHANGE);
-            if !exchange && let Some((fid, _)) = &reply.moved {
-                // Two names of one file: rename(2) leaves both as they are.
-                let same_file = reply.victim.as_ref().is_some_and(|(victim, _)| victim == fid);
+            if reply.moved.is_none() {
+                // A server that does not say what it did.
+                client.inodes.entries_unknown(&dir);
+                client.inodes.entries_unknown(&new_dir);
+            }
+            if !exchange && let Some((fid, attr)) = &reply.moved {
+                client.inodes.entry_made(&new_dir, &new_name);
+                // Two names of one file: rename(2) leaves both as they are, and the answer does not say so.
+                let same_file = reply.victim.is_none() && !attr.is_dir() && attr.nlink > 1 && !new_was_absent;
+                if same_file {
+                    client.inodes.entries_unknown(&dir);
+                } else {
+                    client.inodes.entry_removed(&dir, &name);
+                }
                 if !same_file && let Some(inode) = client.inodes.get(*fid) {
                     client.inodes.set_name(&new_dir, &new_name, &inode);
                 }
@@ -348,6 +375,9 @@ impl Client {
             dir.set_parent(reply.parent, stamp);
             let names = reply.entries.iter().map(|entry| (entry.cookie, entry.name.clone(), entry.fid, entry.kind));
             let page = Rc::new(DirPage { entries: names.collect(), end: reply.end });
+            if after == 0 && page.end {
+                client.inodes.set_entries(&dir, page.entries.iter().map(|entry| entry.1.clone()), stamp);
+            }
             client.inodes.add_page(&dir, after, page, stamp);
             let mut told = Vec::new();
             for entry in reply.entries {
