@@ -320,8 +320,13 @@ impl Client {
         let client = self.rc();
         self.background.set(self.background.get() + 1);
         tokio::task::spawn_local(async move {
-            if let Err(error) = client.mdt.close(&request).await {
-                tracing::debug!("{}: close failed: {error}", request.fid);
+            match client.mdt.close(&request).await {
+                Ok(reply) => {
+                    if reply.gone && let Some(inode) = client.inodes.get(request.fid) {
+                        client.bury(&inode);
+                    }
+                }
+                Err(error) => tracing::debug!("{}: close failed: {error}", request.fid),
             }
             client.background.set(client.background.get() - 1);
             client.background_done.notify_waiters();

@@ -79,19 +79,12 @@ impl Client {
             });
             self.close_later(mdt::Close { fid: inode.fid, handle: handle.mdt_handle, attr });
         }
-        if inode.unlinked.get() && inode.opens.get() == 0 {
-            self.bury(inode);
-        }
         Ok(())
     }
 
     async fn sync_mdt(&self, inode: &Inode) -> Result<(), Status> {
-        if inode.unsynced.replace(false)
-            && let Err(error) = self.mdt.sync(&mdt::Sync { fid: inode.fid }).await
-        {
-            inode.unsynced.set(true);
-            return Err(error.into());
-        }
+        let request = mdt::Sync { fid: inode.fid };
+        inode.stability.ensure(inode.stability.now(), self.mdt.sync(&request)).await?;
         Ok(())
     }
 }

@@ -17,6 +17,7 @@ use nacre_wire::ldlm::{Granted, Ibits, Mode, Policy};
 use nacre_wire::{Attr, Fid, Layout, mdt};
 
 use crate::file::File;
+use crate::stable::Stability;
 
 /// Bits under which attributes may be kept.
 pub(crate) const ATTR_BITS: Ibits = Ibits::UPDATE.union(Ibits::PERM);
@@ -45,10 +46,8 @@ pub(crate) struct Inode {
     pub opens: Cell<u32>,
     /// Those of them that may be mapped for writing.
     pub mappable: Cell<u32>,
-    /// Its last name is gone.
-    pub unlinked: Cell<bool>,
-    /// Something about it may not be on the MDT's stable media yet.
-    pub unsynced: Cell<bool>,
+    /// What of it is on the MDT's stable media.
+    pub stability: Stability,
     file: RefCell<Option<Rc<File>>>,
     state: RefCell<State>,
     used: Cell<bool>,
@@ -146,8 +145,7 @@ impl InodeTable {
                 fid,
                 opens: Cell::new(0),
                 mappable: Cell::new(0),
-                unlinked: Cell::new(false),
-                unsynced: Cell::new(true),
+                stability: Stability::default(),
                 file: RefCell::default(),
                 state: RefCell::default(),
                 used: Cell::new(true),
@@ -182,7 +180,6 @@ impl InodeTable {
                 continue;
             }
             let inode = self.get_or_insert(*fid);
-            inode.unsynced.set(true);
             {
                 let mut state = inode.state.borrow_mut();
                 state.overlapped |= state.changing > 0;
@@ -197,6 +194,8 @@ impl InodeTable {
     /// Takes in an inode as the MDT told it. `change`: the own change that this is the answer to.
     pub fn accept(&self, told: &mdt::Inode, stamp: Stamp, change: Option<&Change>) -> Rc<Inode> {
         let inode = self.get_or_insert(told.fid);
+        // It may be news to us, and not be stable yet.
+        inode.stability.changed();
         self.add_lock(&inode, &told.lock);
         match change {
             Some(change) if change.has(told.fid) => inode.take_changed_attr(&told.attr),
@@ -385,6 +384,8 @@ impl InodeTable {
         let before = inode.bits();
         inode.state.borrow_mut().locks.retain(|(held, _)| *held != cookie);
         let kernel = self.forget_bits(&inode, before - inode.bits());
+        // Somebody else is about to change it.
+        inode.stability.changed();
         Some(Lost { inode, kernel, cookies: vec![cookie] })
     }
 
@@ -670,6 +671,7 @@ impl Drop for Change {
     fn drop(&mut self) {
         let now = self.table.tick();
         for inode in &self.inodes {
+            inode.stability.changed();
             let mut state = inode.state.borrow_mut();
             state.last_change = now;
             state.changing -= 1;

@@ -35,6 +35,7 @@ mod object;
 mod ost;
 mod params;
 mod readahead;
+mod stable;
 mod statfs;
 mod stats;
 mod writeback;

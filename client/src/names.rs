@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use nacre_wire::layout::StripeHint;
 use nacre_wire::mdt::{self, Cred, NewKind, OpenFlags, RenameFlags, Slot};
-use nacre_wire::{Attr, Fid, Status, attr};
+use nacre_wire::{Fid, Status, attr};
 
 use crate::api::{DirEntry, Entry, OpenMode, Opened};
 use crate::client::{Client, run};
@@ -245,8 +245,8 @@ impl Client {
                 client.inodes.accept_attr(*fid, attr, stamp, Some(&change));
             }
             drop(change);
-            if let Some((fid, attr)) = reply.victim {
-                client.lost_a_name(fid, &attr, directory);
+            if let Some((fid, _)) = reply.victim {
+                client.lost_a_name(fid, reply.gone);
             }
             Ok(())
         })
@@ -329,8 +329,8 @@ impl Client {
                 }
             }
             drop(change);
-            if !exchange && let Some((fid, attr)) = reply.victim {
-                client.lost_a_name(fid, &attr, attr.is_dir());
+            if !exchange && let Some((fid, _)) = reply.victim {
+                client.lost_a_name(fid, reply.gone);
             }
             Ok(())
         })
@@ -429,16 +429,11 @@ impl Client {
         .await
     }
 
-    /// An inode has one name less.
-    fn lost_a_name(&self, fid: Fid, attr: &Attr, directory: bool) {
-        if attr.nlink > 0 && !directory {
-            return;
-        }
-        if let Some(inode) = self.inodes.get(fid) {
-            inode.unlinked.set(true);
-            if inode.opens.get() == 0 {
-                self.bury(&inode);
-            }
+    /// An inode has one name less. Without any it lives on for as long as somebody has it open, on any client, and so does
+    /// what was written to it: only the MDT knows.
+    fn lost_a_name(&self, fid: Fid, gone: bool) {
+        if gone && let Some(inode) = self.inodes.get(fid) {
+            self.bury(&inode);
         }
     }
 }

@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 use crate::cache::{BLOCK_BYTES, CleanCache, DirtyMap, Found, RangeSet, Segment, blocks};
 use crate::file::File;
 use crate::ost::Ost;
+use crate::stable::Stability;
 use crate::stats::add;
 use crate::writeback;
 
@@ -45,8 +46,8 @@ pub(crate) struct Object {
     pub fresh: Cell<bool>,
     /// In the OST's queue of dirty objects.
     pub queued: Cell<bool>,
-    /// Something may not be on the OST's stable media yet.
-    pub unsynced: Cell<bool>,
+    /// What of it is on the OST's stable media.
+    pub stability: Stability,
     /// Revocations that are emptying the kernel's cache of it.
     pub emptying: Cell<u32>,
     file: Weak<File>,
@@ -112,7 +113,7 @@ impl Object {
             users: Cell::new(0),
             fresh: Cell::new(false),
             queued: Cell::new(false),
-            unsynced: Cell::new(true),
+            stability: Stability::default(),
             emptying: Cell::new(0),
             file,
             kernel_has_data: Cell::new(false),
@@ -252,7 +253,7 @@ impl Object {
         state.dirty.insert(offset, Segment { data, time, since: now });
         let added = state.dirty.bytes() - before;
         drop(state);
-        self.unsynced.set(true);
+        self.stability.changed();
         writeback::made_dirty(self, added);
         true
     }
@@ -278,8 +279,9 @@ impl Object {
             data: vec![data],
         };
         let flags = if sync { io_flags::SYNC } else { 0 };
-        self.unsynced.set(true);
-        let delta = self.ost.stub.mwrite(vec![write], flags).await?;
+        let outcome = self.ost.stub.mwrite(vec![write], flags).await;
+        self.stability.changed();
+        let delta = outcome?;
         self.ost.grant_changed(delta);
         self.state.borrow_mut().written(&range, time);
         Ok(())
@@ -447,7 +449,6 @@ impl Object {
             _ => self.flush(range.clone()).await,
         }
         self.discard_clean(&range);
-        self.unsynced.set(true);
         let change = SpaceChange {
             mode,
             offset_bytes: offset,
@@ -455,7 +456,9 @@ impl Object {
             time,
             layout_generation: self.layout_generation(),
         };
-        self.ost.stub.space(self.fid, change).await?;
+        let outcome = self.ost.stub.space(self.fid, change).await;
+        self.stability.changed();
+        outcome?;
         let mut state = self.state.borrow_mut();
         if let Some(attr) = &mut state.attr {
             match kind {
@@ -480,13 +483,9 @@ impl Object {
 
     /// What has been dirty since `until` or longer, and everything sent before, is on stable media afterwards.
     pub async fn sync(self: &Rc<Object>, until: Duration) -> Result<(), Status> {
+        let upto = self.stability.now();
         self.flush_until(0..u64::MAX, until).await;
-        if self.unsynced.replace(false)
-            && let Err(error) = self.ost.stub.sync(self.fid).await
-        {
-            self.unsynced.set(true);
-            return Err(error.into());
-        }
+        self.stability.ensure(upto, self.ost.stub.sync(self.fid)).await?;
         Ok(())
     }
 

@@ -241,6 +241,7 @@ impl Ost {
             }
             let enqueued = self.clone().enqueue_alone(object, Mode::Pw, wanted, Converts::OrWaits);
             tokio::select! {
+                biased;
                 outcome = enqueued => if let Some(Some(lock)) = outcome.transpose()? {
                     return Ok(lock);
                 },
@@ -359,6 +360,8 @@ impl Ost {
                     if replaces != 0 && lock.cookie != 0 {
                         self.locks.borrow_mut().remove(replaces);
                     }
+                    // Others may have written, and not synced, until now.
+                    object.stability.changed();
                     object.fresh.set(false);
                     Ok(self.take_in(object, lock, !glimpse))
                 }

@@ -37,22 +37,24 @@ impl Mdt {
         Ok(())
     }
 
-    /// Removes an orphan after its last close. Does nothing if it has been opened again or is gone.
-    pub(crate) async fn remove_orphan(&self, fid: Fid) -> Result<(), Status> {
+    /// Removes an orphan after its last close. Does nothing if it has been opened again or is gone. Answers whether
+    /// it is gone now.
+    pub(crate) async fn remove_orphan(&self, fid: Fid) -> Result<bool, Status> {
         let _guard = self.guards.lock(fid).await;
         if self.open_count(fid) > 0 {
-            return Ok(());
+            return Ok(false);
         }
         let mut ops = vec![Op::Delete { index: disk::ORPHANS, key: fid.to_key().to_vec() }];
+        let mut gone = true;
         match self.store.attr(fid).await {
             Ok(attr) if attr.nlink == 0 => self.destroy_inode(fid, &attr, &mut ops).await?,
             // It has a name after all: only the entry in the index is wrong.
-            Ok(_) => {}
+            Ok(_) => gone = false,
             Err(error) if error.kind == StoreErrorKind::NotFound => {}
             Err(error) => return Err(status_of(error)),
         }
         self.submit(ops).await?;
-        Ok(())
+        Ok(gone)
     }
 
     /// Removes all orphans that nobody has open.
@@ -77,7 +79,7 @@ impl Mdt {
                     continue;
                 }
                 match self.remove_orphan(fid).await {
-                    Ok(()) => removed += 1,
+                    Ok(_) => removed += 1,
                     Err(status) => tracing::error!(%fid, %status, "could not remove an orphan; the next start will"),
                 }
             }

@@ -487,7 +487,7 @@ fn a_close_leaves_the_size_as_a_hint() {
         let made = peer.open_new(ROOT, "f").await.unwrap();
         let hint = AttrPatch { size: Some(12345), mode: Some(0), ..AttrPatch::default() };
         let close = Close { fid: made.inode.fid, handle: made.handle, attr: Some(hint) };
-        peer.caller.call::<_, ()>(op::CLOSE, &close).await.unwrap();
+        peer.caller.call::<_, CloseReply>(op::CLOSE, &close).await.unwrap();
         let attr = peer.attr(made.inode.fid).await.unwrap();
         assert_eq!((attr.size, attr.mode), (12345, FILE | 0o644));
     });

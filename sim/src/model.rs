@@ -32,6 +32,8 @@ pub struct Inode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Model {
     inodes: BTreeMap<u64, Inode>,
+    /// How often each is open: the last close of a file without names removes it.
+    opens: BTreeMap<u64, u32>,
     next: u64,
 }
 
@@ -41,7 +43,7 @@ pub const ROOT: u64 = 1;
 impl Default for Model {
     fn default() -> Model {
         let root = Inode { node: Node::Dir(BTreeMap::new()), mode: 0o755, nlink: 2, xattrs: BTreeMap::new() };
-        Model { inodes: BTreeMap::from([(ROOT, root)]), next: 2 }
+        Model { inodes: BTreeMap::from([(ROOT, root)]), opens: BTreeMap::new(), next: 2 }
     }
 }
 
@@ -49,6 +51,33 @@ impl Model {
     /// The inode with this number.
     pub fn inode(&self, number: u64) -> &Inode {
         &self.inodes[&number]
+    }
+
+    /// Whether it is there, if only for those who have it open.
+    pub fn exists(&self, number: u64) -> bool {
+        self.inodes.contains_key(&number)
+    }
+
+    /// Every inode.
+    pub fn numbers(&self) -> impl Iterator<Item = u64> + '_ {
+        self.inodes.keys().copied()
+    }
+
+    /// open(2).
+    pub fn open(&mut self, number: u64) {
+        *self.opens.entry(number).or_default() += 1;
+    }
+
+    /// close(2).
+    pub fn close(&mut self, number: u64) {
+        let count = self.opens.get_mut(&number).expect("what is closed was open");
+        *count -= 1;
+        if *count == 0 {
+            self.opens.remove(&number);
+            if self.inode(number).nlink == 0 {
+                self.inodes.remove(&number);
+            }
+        }
     }
 
     /// The inode with this number, to change.
@@ -142,7 +171,7 @@ impl Model {
         }
         let inode = self.inode_mut(number);
         inode.nlink -= 1;
-        if inode.nlink == 0 {
+        if inode.nlink == 0 && !self.opens.contains_key(&number) {
             self.inodes.remove(&number);
         }
     }
@@ -156,6 +185,9 @@ impl Model {
             return Err(Status::EINVAL);
         }
         if let Ok(victim) = self.lookup(to, new_name) {
+            if matches!(self.inode(victim).node, Node::Dir(_)) && self.is_below(from, victim) {
+                return Err(Status::ENOTEMPTY);
+            }
             if victim == moved {
                 return Ok(());
             }
@@ -174,6 +206,23 @@ impl Model {
             self.inode_mut(from).nlink -= 1;
             self.inode_mut(to).nlink += 1;
         }
+        Ok(())
+    }
+
+    /// renameat2(2) with RENAME_EXCHANGE.
+    pub fn exchange(&mut self, from: u64, name: &[u8], to: u64, new_name: &[u8]) -> Result<(), Status> {
+        let (one, other) = (self.lookup(from, name)?, self.lookup(to, new_name)?);
+        let is_dir = |number| matches!(self.inode(number).node, Node::Dir(_));
+        let (one_is_dir, other_is_dir) = (is_dir(one), is_dir(other));
+        if one_is_dir && self.is_below(to, one) || other_is_dir && self.is_below(from, other) {
+            return Err(Status::EINVAL);
+        }
+        self.dir_mut(from).insert(name.to_vec(), other);
+        self.dir_mut(to).insert(new_name.to_vec(), one);
+        self.inode_mut(from).nlink -= u32::from(one_is_dir);
+        self.inode_mut(to).nlink += u32::from(one_is_dir);
+        self.inode_mut(to).nlink -= u32::from(other_is_dir);
+        self.inode_mut(from).nlink += u32::from(other_is_dir);
         Ok(())
     }
 

@@ -204,6 +204,31 @@ fn names_made_moved_and_removed_are_seen_at_once() {
     });
 }
 
+/// The writer removed a file, closed it, and dropped what it had not sent yet, because the file was gone for itself;
+/// another mount had it open and read zeros.
+#[test]
+fn what_was_written_to_an_unlinked_file_is_there_for_other_mounts() {
+    simulate(|| async {
+        let cluster = Cluster::new().await;
+        let (a, b) = (cluster.mount().await, cluster.mount().await);
+        let file = a.create("f").await;
+        let there = b.open("f").await;
+        a.write(file.handle, 0, b"still read").await.unwrap();
+        a.client.unlink(&root(), a.client.root(), b"f", false).await.unwrap();
+        a.client.release(file.handle, None).await.unwrap();
+        assert_eq!(b.read(there.handle, 0, 100).await, b"still read");
+        b.client.release(there.handle, None).await.unwrap();
+        // Where nobody has it open, nothing is sent.
+        let brief = a.create("brief").await;
+        a.write(brief.handle, 0, b"never sent").await.unwrap();
+        let before = a.client.stats.write_back_calls.get();
+        a.client.unlink(&root(), a.client.root(), b"brief", false).await.unwrap();
+        a.client.release(brief.handle, None).await.unwrap();
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!((a.client.stats.write_back_calls.get() - before, a.client.dirty_bytes()), (0, 0));
+    });
+}
+
 #[test]
 fn times_follow_writes_utimens_and_links() {
     simulate(|| async {

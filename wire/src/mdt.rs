@@ -181,7 +181,7 @@ pub struct Open {
     pub time: Time,
 }
 
-/// Ends an open; empty reply. The last close of a file without names removes it. Closing twice is no error.
+/// Ends an open; reply [`CloseReply`]. The last close of a file without names removes it. Closing twice is no error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Close {
     /// What was opened.
@@ -190,6 +190,13 @@ pub struct Close {
     pub handle: u64,
     /// Size and times as the closer knows them: a hint for scans (`lfs find`), never the truth.
     pub attr: Option<AttrPatch>,
+}
+
+/// Answer to [`Close`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloseReply {
+    /// The inode went with this close: nothing of it is worth keeping.
+    pub gone: bool,
 }
 
 /// Removes a name; reply [`UnlinkReply`].
@@ -215,6 +222,8 @@ pub struct UnlinkReply {
     /// The inode whose name went, with its attributes now (nlink 0: it is gone, or open somewhere). Rename: the inode that
     /// was replaced, if any.
     pub victim: Option<(Fid, Attr)>,
+    /// The victim is gone: it has no name, and nobody has it open.
+    pub gone: bool,
     /// The directory now. Rename: the old parent.
     pub parent: Attr,
     /// Rename: the new parent, if another.

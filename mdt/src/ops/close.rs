@@ -1,6 +1,6 @@
 //! CLOSE: the end of an open.
 //!
-//! - The last close of an inode without names removes it.
+//! - The last close of an inode without names removes it, and says so.
 //! - Closing what is not open is no error: the close may be sent again, or the open may have ended with an eviction.
 //! - The closer's size and times are kept as a hint for who scans inodes without asking the OSTs. Nothing is revoked for
 //!   it, because nobody relies on it.
@@ -8,33 +8,33 @@
 //! Lock order: the inode (no bits).
 
 use nacre_osd::store::Op;
-use nacre_wire::mdt::{Close, OpenFlags};
+use nacre_wire::mdt::{Close, CloseReply, OpenFlags};
 use nacre_wire::{AttrPatch, Fid, Status};
 
 use crate::session::{Caller, Client, OpenFile};
 use crate::target::Mdt;
 
-pub(crate) async fn run(mdt: &Mdt, who: &Caller, request: Close) -> Result<(), Status> {
+pub(crate) async fn run(mdt: &Mdt, who: &Caller, request: Close) -> Result<CloseReply, Status> {
     let known = who.client.opens.borrow().get(&request.handle).copied();
-    let Some(open) = known.filter(|open| open.fid == request.fid) else { return Ok(()) };
+    let Some(open) = known.filter(|open| open.fid == request.fid) else { return Ok(CloseReply::default()) };
     if let Some(hint) = &request.attr {
         keep_hint(mdt, &open, hint).await?;
     }
-    forget(mdt, &who.client, request.handle).await
+    Ok(CloseReply { gone: forget(mdt, &who.client, request.handle).await? })
 }
 
-/// Ends an open of a client.
-pub(crate) async fn forget(mdt: &Mdt, client: &Client, handle: u64) -> Result<(), Status> {
+/// Ends an open of a client. Answers whether the inode is gone.
+pub(crate) async fn forget(mdt: &Mdt, client: &Client, handle: u64) -> Result<bool, Status> {
     // Taken out before anything is waited for: two closes of one handle count once.
     let open = client.opens.borrow_mut().remove(&handle);
     match open {
         Some(open) => closed(mdt, open.fid).await,
-        None => Ok(()),
+        None => Ok(false),
     }
 }
 
-/// An open has been taken off its client's list.
-pub(crate) async fn closed(mdt: &Mdt, fid: Fid) -> Result<(), Status> {
+/// An open has been taken off its client's list. Answers whether the inode is gone.
+pub(crate) async fn closed(mdt: &Mdt, fid: Fid) -> Result<bool, Status> {
     let last = {
         let mut counts = mdt.open_counts.borrow_mut();
         match counts.get_mut(&fid) {
@@ -46,12 +46,13 @@ pub(crate) async fn closed(mdt: &Mdt, fid: Fid) -> Result<(), Status> {
         }
     };
     if !last {
-        return Ok(());
+        return Ok(false);
     }
     // Usually it has a name. Looking under the guard only if not: an unlink that comes now sees that nobody has it open.
     match mdt.attr(fid).await {
         Ok(attr) if attr.nlink == 0 => mdt.remove_orphan(fid).await,
-        Ok(_) | Err(Status::ENOENT) => Ok(()),
+        Ok(_) => Ok(false),
+        Err(Status::ENOENT) => Ok(true),
         Err(status) => Err(status),
     }
 }

@@ -66,6 +66,7 @@ pub(crate) async fn run(mdt: &Mdt, who: &Caller, request: Rename) -> Result<Done
         let attr = mdt.attr(source.fid).await?;
         return Ok(Done::nothing(UnlinkReply {
             victim: None,
+            gone: false,
             parent: old_dir.attr,
             new_parent: (!one_dir).then_some(new_dir.attr),
             moved: Some((source.fid, attr)),
@@ -199,18 +200,19 @@ impl Plan<'_> {
         if moved.is_dir() {
             self.count_dir(-1, 1);
         }
+        let mut gone = false;
         if let Some((victim_fid, attr)) = &mut victim {
             if attr.is_dir() {
                 mdt.require_empty(*victim_fid).await?;
                 self.count_dir(0, -1);
             }
             let name = Name { parent: request.new_parent, name: &request.new_name };
-            mdt.drop_name(*victim_fid, attr, name, request.time, &mut ops).await?;
+            gone = mdt.drop_name(*victim_fid, attr, name, request.time, &mut ops).await?;
         }
         let from = Name { parent: request.parent, name: &request.name };
         let to = Name { parent: request.new_parent, name: &request.new_name };
         self.carry(mdt, fid, &mut moved, from, to, &mut ops).await?;
-        self.finish(mdt, who, ops, (fid, moved), victim).await
+        self.finish(mdt, who, ops, (fid, moved), victim, gone).await
     }
 
     async fn exchange(
@@ -234,7 +236,7 @@ impl Plan<'_> {
         let there = Name { parent: request.new_parent, name: &request.new_name };
         self.carry(mdt, fid, &mut moved, here, there, &mut ops).await?;
         self.carry(mdt, other_fid, &mut other, there, here, &mut ops).await?;
-        self.finish(mdt, who, ops, (fid, moved), Some((other_fid, other))).await
+        self.finish(mdt, who, ops, (fid, moved), Some((other_fid, other)), false).await
     }
 
     fn enter(&self, ops: &mut Vec<Op>, parent: Fid, name: &[u8], fid: Fid, attr: &Attr) {
@@ -278,6 +280,7 @@ impl Plan<'_> {
         mut ops: Vec<Op>,
         moved: (Fid, Attr),
         victim: Option<(Fid, Attr)>,
+        gone: bool,
     ) -> Result<Done<UnlinkReply>, Status> {
         let request = self.request;
         let mut patch = touched(&mut self.old, request.time);
@@ -288,9 +291,10 @@ impl Plan<'_> {
             patch.nlink = Some(self.new.nlink);
             ops.push(Op::SetAttr { fid: request.new_parent, patch });
         }
-        let gone: Vec<Fid> = [Some(moved.0), victim.as_ref().map(|(fid, _)| *fid)].into_iter().flatten().collect();
+        let renamed: Vec<Fid> = [Some(moved.0), victim.as_ref().map(|(fid, _)| *fid)].into_iter().flatten().collect();
         let reply = UnlinkReply {
             victim,
+            gone,
             parent: self.old.clone(),
             new_parent: (!self.one_dir).then(|| self.new.clone()),
             moved: Some(moved),
@@ -300,7 +304,7 @@ impl Plan<'_> {
         if !self.one_dir {
             mdt.dir_changed(request.new_parent, &self.new);
         }
-        for fid in gone {
+        for fid in renamed {
             mdt.dir_forget(fid);
         }
         mdt.names_changed();

@@ -44,6 +44,7 @@ pub(crate) async fn run(mdt: &Mdt, who: &Caller, request: Unlink) -> Result<Done
     let mut parent = dir.attr;
     let mut ops = vec![Op::Delete { index: request.parent, key: names::key(&request.name) }];
     let mut patch = touched(&mut parent, request.time);
+    let mut gone = false;
     if let Some(victim) = &mut victim {
         permission::sticky(&parent, victim, &request.cred)?;
         match (victim.is_dir(), request.directory) {
@@ -57,11 +58,12 @@ pub(crate) async fn run(mdt: &Mdt, who: &Caller, request: Unlink) -> Result<Done
             patch.nlink = Some(parent.nlink);
         }
         let name = Name { parent: request.parent, name: &request.name };
-        mdt.drop_name(target.fid, victim, name, request.time, &mut ops).await?;
+        gone = mdt.drop_name(target.fid, victim, name, request.time, &mut ops).await?;
     }
     ops.push(Op::SetAttr { fid: request.parent, patch });
     let reply = UnlinkReply {
         victim: victim.map(|attr| (target.fid, attr)),
+        gone,
         parent: parent.clone(),
         new_parent: None,
         moved: None,
@@ -87,7 +89,8 @@ impl Mdt {
         if some.is_empty() { Ok(()) } else { Err(Status::ENOTEMPTY) }
     }
 
-    /// What a transaction has to do to an inode, which is held, that loses a name. `attr` is as it will be.
+    /// What a transaction has to do to an inode, which is held, that loses a name. `attr` is as it will be. Answers whether
+    /// the inode goes, too.
     pub(crate) async fn drop_name(
         &self,
         fid: Fid,
@@ -95,17 +98,17 @@ impl Mdt {
         name: Name<'_>,
         time: Time,
         ops: &mut Vec<Op>,
-    ) -> Result<(), Status> {
+    ) -> Result<bool, Status> {
         attr.nlink = if attr.is_dir() { 0 } else { attr.nlink.saturating_sub(1) };
         attr.ctime = attr.ctime.max(time);
         let patch = AttrPatch { nlink: Some(attr.nlink), ctime: Some(attr.ctime), ..AttrPatch::default() };
         if attr.nlink == 0 && self.drop_inode(fid, attr, ops).await? {
-            return Ok(());
+            return Ok(true);
         }
         ops.push(Op::SetAttr { fid, patch });
         let mut links = self.links(fid).await?;
         linkea::remove(&mut links, name.parent, name.name);
         ops.push(Op::SetXattr { fid, name: disk::XATTR_LINK.to_vec(), value: linkea::encode(&links) });
-        Ok(())
+        Ok(false)
     }
 }

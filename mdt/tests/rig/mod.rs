@@ -236,7 +236,7 @@ impl Peer {
     }
 
     pub async fn close(&self, fid: Fid, handle: u64) -> Result<(), Status> {
-        self.caller.call(op::CLOSE, &Close { fid, handle, attr: None }).await
+        self.caller.call::<_, CloseReply>(op::CLOSE, &Close { fid, handle, attr: None }).await.map(drop)
     }
 
     pub async fn set_attr(&self, fid: Fid, patch: AttrPatch) -> Result<Inode, Status> {

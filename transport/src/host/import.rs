@@ -412,6 +412,7 @@ impl Inner {
                 speak.rpc(OP_REPLAY_DONE, Bytes::new(), 0).await
             };
             tokio::select! {
+                biased;
                 done = replay => done.map_err(|error| format!("replay failed: {error}"))?,
                 () = link.ended() => return Err("the connection was lost during replay".to_owned()),
             };

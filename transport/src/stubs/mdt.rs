@@ -79,7 +79,7 @@ queries! {
     /// Opens by FID. Sent again after a lost answer, it may leave a second handle behind, which ends with the session.
     open(Open) -> CreateReply = op::OPEN, REPLY_SMALL_BYTES;
     /// Ends an open.
-    close(Close) -> () = op::CLOSE, 0;
+    close(Close) -> CloseReply = op::CLOSE, CLOSE_REPLY_BYTES;
     /// One extended attribute.
     get_xattr(GetXattr) -> Vec<u8> = op::GET_XATTR, REPLY_SMALL_BYTES;
     /// Names of the extended attributes.
@@ -196,3 +196,6 @@ impl Drop for SlotGuard {
         self.slots.freed.notify_one();
     }
 }
+
+/// One byte of postcard.
+const CLOSE_REPLY_BYTES: u32 = 16;
