@@ -39,6 +39,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How long removed files gather before their objects are destroyed together.
 const DESTROY_PAUSE: Duration = Duration::from_millis(200);
+/// How fast an OST may be filled, for [`measure_pause`]: 2 GB/s.
+const FILLED_BYTES_PER_MS: u64 = 2_000_000;
+/// A full OST is not asked more often than this, unless the parameter says so.
+const MEASURE_PAUSE_MIN: Duration = Duration::from_millis(200);
 /// Most ids of one batch.
 const BATCH_MAX: u64 = 1 << 15;
 /// Objects destroyed by one request.
@@ -370,7 +374,7 @@ async fn keep_measured(objects: Weak<Objects>, pool: Rc<Pool>) {
                 if pool.space.replace(Some((space.total_bytes, space.free_bytes))).is_none() {
                     alive.more.notify_waiters();
                 }
-                alive.params.ost_statfs_interval()
+                measure_pause(space.free_bytes, alive.params.ost_statfs_interval())
             }
             // Away: the last known figures stay, the state of the connection says the rest.
             Ok(Err(_)) | Err(_) => RETRY_PAUSE,
@@ -378,6 +382,13 @@ async fn keep_measured(objects: Weak<Objects>, pool: Rc<Pool>) {
         drop(alive);
         sleep(pause).await;
     }
+}
+
+/// How long a figure of free space is good: no longer than a fast writer needs to make it wrong, so that new files stop
+/// going to an OST about when it is full.
+fn measure_pause(free_bytes: u64, interval: Duration) -> Duration {
+    let filled_in = Duration::from_millis(free_bytes / FILLED_BYTES_PER_MS);
+    filled_in.clamp(MEASURE_PAUSE_MIN.min(interval), interval)
 }
 
 /// Background: destroys what the log lists for this OST. The log is read through at start and when memory did not hold all
@@ -451,4 +462,19 @@ async fn destroy(objects: &Objects, pool: &Pool, listed: Vec<Fid>) -> Result<(),
         pool.read_log.set(true);
     }
     done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nearly_full_ost_is_looked_at_often() {
+        let interval = Duration::from_secs(5);
+        assert_eq!(measure_pause(1 << 40, interval), interval);
+        assert_eq!(measure_pause(1_000_000_000, interval), Duration::from_millis(500));
+        assert_eq!(measure_pause(0, interval), MEASURE_PAUSE_MIN);
+        let often = Duration::from_millis(10);
+        assert_eq!(measure_pause(0, often), often);
+    }
 }
