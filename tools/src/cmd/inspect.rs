@@ -7,16 +7,16 @@ use nacre_wire::codec::decode;
 use nacre_wire::mgs::TargetLabel;
 
 use crate::cli;
-use crate::device::{block_on, open_device};
-use crate::output::{Context, Output, Result};
+use crate::device::{block_on, label, open_device};
+use crate::output::{Context, Error, Output, Result};
 
 pub fn run(arguments: &cli::Inspect, output: &Output) -> Result<ExitCode> {
     let options = check::Inspect { object: arguments.object, ..check::Inspect::default() };
     let (label, inspection) = block_on(async {
         let bdev = open_device(&arguments.device).await?;
-        let label = super::label(&bdev).await?;
+        let label = label(&bdev).await.map_err(|why| Error::new(format!("{}: {why}", arguments.device.display())))?;
         let inspection = check::inspect(&bdev, &options).await.context(arguments.device.display())?;
-        Ok::<_, crate::output::Error>((label, inspection))
+        Ok::<_, Error>((label, inspection))
     })??;
     if !output.json {
         match decode::<TargetLabel>(&label) {

@@ -18,8 +18,9 @@ use nacre_wire::map::{TargetKind, target_label};
 use nacre_wire::mgs::{SetParam, TargetLabel};
 use nacre_wire::{Nid, Uuid};
 
-use super::registration::Registration;
+use super::registration::{Registered, Registration};
 use crate::config::TargetParams;
+use crate::device::label;
 
 thread_local! {
     static BDEVS: Rc<Registry> = Rc::new(Registry::new());
@@ -71,9 +72,12 @@ pub async fn start(
     let bdev_name = &params.bdev_name;
     let fail = |why: String| format!("bdev \"{bdev_name}\": {why}");
     let bdev = BDEVS.with(Rc::clone).get(bdev_name).ok_or_else(|| fail("there is none of that name".to_owned()))?;
+    // Opening writes. What does not belong here is refused before.
+    let label = label(&bdev).await.map_err(fail)?;
+    let admitted = admit(kind, &params, &nids, &label).await.map_err(fail)?;
     let store = Osd::open(bdev, Options::default()).await.map_err(|error| fail(error.to_string()))?;
     let store: Rc<dyn Store> = store;
-    let result = start_on(kind, &params, &nids, store.clone()).await;
+    let result = start_on(admitted, &nids, store.clone()).await;
     let running = match result {
         Ok(running) => running,
         Err(why) => {
@@ -94,14 +98,16 @@ pub async fn start(
     Ok(Started { label, nqn, uuid: uuid.to_string() })
 }
 
-async fn start_on(
-    kind: TargetKind,
-    params: &TargetParams,
-    nids: &[Nid],
-    store: Rc<dyn Store>,
-) -> Result<Running, String> {
-    let env = Env::system();
-    let mut label: TargetLabel = decode(&store.label())
+/// A device that belongs here, and what is known of it before it is opened.
+struct Admitted {
+    label: TargetLabel,
+    /// `None` for the MGS itself.
+    registered: Option<(Rc<Registration>, Registered)>,
+}
+
+/// Checks by its label what a store is; the MGS says whether it belongs to the filesystem, and which index it has.
+async fn admit(kind: TargetKind, params: &TargetParams, nids: &[Nid], label: &[u8]) -> Result<Admitted, String> {
+    let label: TargetLabel = decode(label)
         .map_err(|_| "the store has no target's label; it was not made by mkfs.nacre".to_owned())?;
     if label.kind != kind {
         return Err(format!("was formatted as {:?}, not as {kind:?}", label.kind));
@@ -109,20 +115,28 @@ async fn start_on(
     if let Some(fsname) = params.fsname.as_ref().filter(|fsname| **fsname != label.fsname) {
         return Err(format!("belongs to filesystem \"{}\", not to \"{fsname}\"", label.fsname));
     }
-    let fsname = label.fsname.clone();
-    let served = RefCell::default();
     if kind == TargetKind::Mgs {
-        let mgs = Mgs::start(env, store.clone()).await.map_err(|error| error.to_string())?;
-        return Ok(Running { service: Kind::Mgs(mgs), store, fsname, registration: None, served });
+        return Ok(Admitted { label, registered: None });
     }
-
     let name = match label.index {
-        Some(index) => target_label(&fsname, kind, index),
-        None => format!("{fsname}-{kind:?}-{}", label.target_uuid),
+        Some(index) => target_label(&label.fsname, kind, index),
+        None => format!("{}-{kind:?}-{}", label.fsname, label.target_uuid),
     };
-    let registration = Registration::new(&env, &label, &name);
+    let registration = Registration::new(&Env::system(), &label, &name);
     // Index and filesystem are learnt first; the incarnation is told when the target has counted its start.
     let registered = registration.register(&label, nids, 0).await?;
+    Ok(Admitted { label, registered: Some((registration, registered)) })
+}
+
+async fn start_on(admitted: Admitted, nids: &[Nid], store: Rc<dyn Store>) -> Result<Running, String> {
+    let env = Env::system();
+    let Admitted { mut label, registered } = admitted;
+    let (fsname, kind) = (label.fsname.clone(), label.kind);
+    let served = RefCell::default();
+    let Some((registration, registered)) = registered else {
+        let mgs = Mgs::start(env, store.clone()).await.map_err(|error| error.to_string())?;
+        return Ok(Running { service: Kind::Mgs(mgs), store, fsname, registration: None, served });
+    };
     if (label.index, label.fs_uuid) != (Some(registered.index), Some(registered.fs_uuid)) {
         label.index = Some(registered.index);
         label.fs_uuid = Some(registered.fs_uuid);
