@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::{LocalBoxFuture, join_all};
 use nacre_reactor::Env;
-use nacre_transport::host::{Import, ImportLink, ImportObserver, PeerSpec};
+use nacre_transport::host::{Import, ImportLink, ImportObserver, ImportState, PeerSpec};
 use nacre_transport::stubs::{MdtClient, MgsClient};
 use nacre_transport::{CallError, Connector};
 use nacre_wire::ldlm::Event;
@@ -20,7 +20,7 @@ use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::KernelCache;
-use crate::client::{Client, GOODBYE_MAX, Parts};
+use crate::client::{Client, GOODBYE_MAX, Parts, PeerStatus};
 use crate::ost::Ost;
 use crate::params::{ParamError, Params};
 
@@ -178,6 +178,24 @@ impl Client {
             }
         }
         Ok(client)
+    }
+
+    /// Before an unmount that may still be called off: waits until all servers answer and all that is dirty is written, for
+    /// `limit` at most. The services that are away; none: it was done.
+    pub async fn settle(&self, limit: Duration) -> Vec<PeerStatus> {
+        let client = self.rc();
+        let work = async {
+            let osts = client.all_osts();
+            let imports = osts.iter().map(|ost| &ost.stub.import).chain([&client.mdt.import]);
+            // An import that is closed will not come back and is not waited for.
+            join_all(imports.map(|import| import.wait_full())).await;
+            let files = client.inodes.all().into_iter().filter_map(|inode| inode.file());
+            join_all(files.map(async |file| file.flush().await)).await;
+        };
+        match timeout(limit, work).await {
+            Ok(()) => Vec::new(),
+            Err(_) => self.peers().into_iter().filter(|peer| peer.state != ImportState::Full).collect(),
+        }
     }
 
     /// Unmounts: writes everything back, gives all locks back, says goodbye, all within `limit`. `force` does not wait for

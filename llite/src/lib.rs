@@ -33,7 +33,7 @@ use nacre_client::FileSystem;
 use tokio::sync::{Notify, watch};
 
 pub use control::Parameters;
-pub use mount::{MountError, MountOptions};
+pub use mount::{MountError, MountOptions, Tried};
 pub use notify::KernelNotifier;
 pub use session::End;
 
@@ -105,6 +105,14 @@ impl Mounted {
             // The session's task went with its reactor.
             _ => End::Failed(0),
         }
+    }
+
+    /// Unmounts cleanly or not at all: unless the answer is [`Tried::Unmounted`], the mount goes on as before.
+    ///
+    /// # Errors
+    /// What umount(2) says, save that it is busy.
+    pub async fn try_unmount(&self, limit: Duration) -> std::io::Result<Tried> {
+        mount::try_unmount(&self.path, limit).await
     }
 
     /// Unmounts: cleanly as soon as nothing is open any more, and after `limit` by force, when calls that are waiting

@@ -10,6 +10,8 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -220,6 +222,63 @@ pub(crate) fn raise_readahead(path: &Path) {
     }
 }
 
+/// How one orderly try to unmount went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tried {
+    /// Everything was written back and closed.
+    Unmounted,
+    /// Files are open or somebody works there; nothing has changed.
+    Busy,
+    /// The kernel was still writing back when the time was up; it stays mounted.
+    Slow,
+}
+
+/// Unmounts as umount(8) does and never by force.
+pub(crate) async fn try_unmount(path: &Path, limit: Duration) -> io::Result<Tried> {
+    let deadline = tokio::time::Instant::now() + limit;
+    let given_up = Arc::new(AtomicBool::new(false));
+    let trying = on_thread({
+        let (path, given_up) = (path.to_owned(), given_up.clone());
+        move || {
+            // First the long part, while there is a way back: umount(2) itself writes what is left with the mount gone.
+            write_back(&path)?;
+            // A process that has just ended may have its last file on the way to being closed.
+            for _ in 0..BUSY_TRIES {
+                if given_up.load(Ordering::SeqCst) {
+                    return Ok(Tried::Slow);
+                }
+                match unmount_once(&path) {
+                    Ok(()) => return Ok(Tried::Unmounted),
+                    Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {}
+                    // Not mounted any more: somebody else did it.
+                    Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return Ok(Tried::Unmounted),
+                    Err(error) => return Err(error),
+                }
+                std::thread::sleep(BUSY_PAUSE);
+            }
+            Ok(Tried::Busy)
+        }
+    })?;
+    match tokio::time::timeout_at(deadline, trying).await {
+        Ok(Ok(tried)) => tried,
+        Ok(Err(_)) => Err(io::Error::other("the thread that unmounts ended")),
+        Err(_) => {
+            given_up.store(true, Ordering::SeqCst);
+            Ok(Tried::Slow)
+        }
+    }
+}
+
+fn write_back(path: &Path) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        // What cannot be written is told by its own file's fsync and close.
+        Ok(dir) => Ok(rustix::fs::syncfs(dir)?),
+        // Gone or aborted: umount(2) will say.
+        Err(_) => Ok(()),
+    }
+}
+
 /// Unmounts within `limit`, by force if it must. `Ok(true)`: everything was written back and closed before.
 pub(crate) async fn unmount(path: &Path, limit: Duration) -> io::Result<bool> {
     let deadline = tokio::time::Instant::now() + limit;
@@ -359,6 +418,8 @@ fn unescape(text: &str) -> String {
 
 const FSTYPE: &str = "fuse.nacre";
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// Tries of an orderly unmount before it counts as busy.
+const BUSY_TRIES: u32 = 5;
 /// Looking at a mountpoint takes no longer, unless another filesystem hangs.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 

@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 use nacre_client::{Client, MountSpec};
-use nacre_llite::KernelNotifier;
+use nacre_llite::{KernelNotifier, Tried};
 use nacre_reactor::{Env, Options, ReactorHandle, run_on_this_thread};
 use nacre_transport::tcp::{TcpConnector, TcpOptions};
 use nacre_wire::Status;
 use nacre_wire::map::{TargetKind, target_label};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 use crate::config::{MethodError, typed};
 use crate::jsonrpc::{self, Handler};
@@ -30,6 +32,10 @@ pub struct MountOptions {
     pub kernel: Vec<String>,
 }
 
+/// What remains to be said of a mount that was not unmounted.
+const STAYS: &str = "it stays mounted; -f ends it and gives up what is not written";
+/// Least time for the kernel's part of an orderly unmount.
+const TRY_MIN: Duration = Duration::from_secs(2);
 /// Longest that a mount process takes to end when told to by a signal.
 const UNMOUNT_LIMIT: Duration = Duration::from_secs(30);
 
@@ -70,6 +76,26 @@ impl Local {
     /// Completes when it was unmounted from outside.
     pub async fn ended(&self) {
         self.mounted.ended().await;
+    }
+
+    /// Leaves the kernel, if that can be done in an orderly way within `limit`; [`Local::unmount`] does the rest. Otherwise
+    /// the mount goes on as before. In words, why.
+    async fn leave(&self, limit: Duration) -> Result<(), String> {
+        let deadline = Instant::now() + limit;
+        let away = self.client.settle(limit).await;
+        if !away.is_empty() {
+            let away: Vec<_> = away.into_iter().map(|peer| format!("{} ({})", peer.label, peer.trouble)).collect();
+            let dirty = self.client.dirty_bytes();
+            return Err(format!("servers do not answer: {}; {dirty} bytes are not written; {STAYS}", away.join(", ")));
+        }
+        // A mount that has used up its time in settling still gets its one try.
+        let rest = deadline.saturating_duration_since(Instant::now()).max(TRY_MIN);
+        match self.mounted.try_unmount(rest).await {
+            Ok(Tried::Unmounted) => Ok(()),
+            Ok(Tried::Busy) => Err(format!("busy: files are open in it, or somebody works there; {STAYS}")),
+            Ok(Tried::Slow) => Err(format!("busy: still writing after {} s; {STAYS}", limit.as_secs())),
+            Err(error) => Err(format!("the kernel keeps it: {error}")),
+        }
     }
 
     /// Writes back, leaves the kernel, says goodbye to the servers; all within about `limit`. In words, what was lost.
@@ -150,7 +176,7 @@ impl Mounted {
                 if let Some(UnmountRequest { force, limit, done }) = asked {
                     let result = local.unmount(force, limit).await;
                     // Whoever asked may have stopped waiting.
-                    let _ = done.send(result);
+                    let _ = done.send(result.map_err(NotUnmounted::Lost));
                 }
             });
             Ok::<_, Error>(())
@@ -174,7 +200,7 @@ impl Mounted {
         }
         match result.await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(lost)) => Err(Error::new(format!("unmounted, but {lost}"))),
+            Ok(Err(why)) => Err(Error::new(why.to_string())),
             Err(_) => Err(Error::new("the mount's task has ended before it was done")),
         }
     }
@@ -190,21 +216,12 @@ pub fn serve(name: &str, source: &Source, dir: &Path, options: &MountOptions) ->
     run_on_this_thread(&reactor, async {
         let mut stop = crate::signals::Stop::new()?;
         let local = Local::start(name, source, dir, options).await?;
-        let (requests, mut asked) = tokio::sync::mpsc::unbounded_channel();
+        let (requests, mut asked) = unbounded_channel();
         let handler = MountHandler { client: Rc::clone(&local.client), unmount: Some(requests) };
         let server = bind_control(dir).await?;
         let control = tokio::task::spawn_local(async move { server.run(Rc::new(handler)).await });
         println!("ready {}", dir.display());
-        let request = tokio::select! {
-            biased;
-            request = asked.recv() => request,
-            name = stop.requested() => {
-                tracing::info!("{name}: unmounting");
-                None
-            }
-            () = local.ended() => None,
-        };
-        let (force, limit, done) = match request {
+        let (force, limit, done) = match until_ended(&local, &mut asked, &mut stop).await {
             Some(UnmountRequest { force, limit, done }) => (force, limit, Some(done)),
             None => (false, UNMOUNT_LIMIT, None),
         };
@@ -213,7 +230,7 @@ pub fn serve(name: &str, source: &Source, dir: &Path, options: &MountOptions) ->
             tracing::error!("{}: {lost}", dir.display());
         }
         if let Some(done) = done {
-            let _ = done.send(result.clone());
+            let _ = done.send(result.clone().map_err(NotUnmounted::Lost));
             // The answer has to leave through the control socket before this process ends.
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -222,6 +239,47 @@ pub fn serve(name: &str, source: &Source, dir: &Path, options: &MountOptions) ->
         tokio::task::yield_now().await;
         Ok(if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     })?
+}
+
+/// Serves until the mount is to end, or has ended: by request, by a signal or from outside. Only signals and `-f` may force:
+/// a polite request that cannot be met is answered here and the mount goes on.
+async fn until_ended(
+    local: &Local,
+    asked: &mut UnboundedReceiver<UnmountRequest>,
+    stop: &mut crate::signals::Stop,
+) -> Option<UnmountRequest> {
+    let mut leaving: Option<(LocalBoxFuture<'_, Result<(), String>>, UnmountRequest)> = None;
+    loop {
+        let trying = async {
+            match &mut leaving {
+                Some((trying, _)) => trying.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            request = asked.recv() => match request {
+                Some(request) if !request.force && leaving.is_some() => {
+                    // Who asked may have stopped waiting, here and below.
+                    let _ = request.done.send(Err(NotUnmounted::Refused("it is being unmounted already".to_owned())));
+                }
+                Some(request) if !request.force => leaving = Some((Box::pin(local.leave(request.limit)), request)),
+                request => return request,
+            },
+            name = stop.requested() => {
+                tracing::info!("{name}: unmounting");
+                return None;
+            }
+            left = trying => {
+                let request = leaving.take().map(|(_, request)| request)?;
+                match left {
+                    Ok(()) => return Some(request),
+                    Err(why) => drop(request.done.send(Err(NotUnmounted::Refused(why)))),
+                }
+            }
+            () = local.ended() => return leaving.map(|(_, request)| request),
+        }
+    }
 }
 
 /// A control socket without `nacre_unmount`, for a mount inside quickstart. Aborted when dropped.
@@ -249,12 +307,23 @@ async fn bind_control(dir: &Path) -> Result<jsonrpc::Server> {
 struct UnmountRequest {
     force: bool,
     limit: Duration,
-    done: oneshot::Sender<Result<(), String>>,
+    done: oneshot::Sender<Result<(), NotUnmounted>>,
+}
+
+/// Why an unmount did not go well, in words.
+#[derive(Debug, thiserror::Error)]
+enum NotUnmounted {
+    /// Still mounted.
+    #[error("{0}")]
+    Refused(String),
+    /// Unmounted, and something was lost.
+    #[error("unmounted, but {0}")]
+    Lost(String),
 }
 
 struct MountHandler {
     client: Rc<Client>,
-    unmount: Option<tokio::sync::mpsc::UnboundedSender<UnmountRequest>>,
+    unmount: Option<UnboundedSender<UnmountRequest>>,
 }
 
 #[derive(Deserialize)]
@@ -303,7 +372,8 @@ impl MountHandler {
         requests.send(UnmountRequest { force: request.force, limit, done }).map_err(|_| stopping())?;
         match result.await.map_err(|_| stopping())? {
             Ok(()) => Ok(json!({})),
-            Err(lost) => Ok(json!({"lost": lost})),
+            Err(NotUnmounted::Lost(lost)) => Ok(json!({"lost": lost})),
+            Err(NotUnmounted::Refused(why)) => Err(MethodError::state(why)),
         }
     }
 

@@ -45,7 +45,11 @@ fn parse_options(words: &[String]) -> Result<(MountOptions, PathBuf)> {
 }
 
 fn check_mountpoint(dir: &Path) -> Result<()> {
-    let meta = std::fs::metadata(dir).context(format!("mount point {}", dir.display()))?;
+    let meta = match std::fs::metadata(dir) {
+        // A mount whose process is gone: it is taken away when we mount.
+        Err(error) if rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::NOTCONN) => return Ok(()),
+        meta => meta.context(format!("mount point {}", dir.display()))?,
+    };
     if !meta.is_dir() {
         return Err(Error::new(format!("mount point {}: not a directory", dir.display())));
     }

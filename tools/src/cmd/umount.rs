@@ -1,4 +1,5 @@
 //! `nacre umount [-f] DIR`: asks the mount's process to write everything back and end, and waits for it, for a bounded time.
+//! What cannot be unmounted so (busy, servers away) stays mounted and working; only `-f` ends it all the same.
 //! Where no process answers (it was killed), only the kernel's half is left: it is detached and its connection aborted.
 
 use std::path::Path;
@@ -48,7 +49,7 @@ pub fn run(arguments: &Umount) -> Result<ExitCode> {
             Err(Error::new(format!("{}: the mount's process did not end in time; detached", arguments.dir.display())))
         }
         Err(_) => Err(Error::new(format!(
-            "{}: still busy after {} s; -f gives up what is not written",
+            "{}: the mount's process did not answer within {} s; -f ends it",
             arguments.dir.display(),
             arguments.timeout
         ))),
