@@ -179,7 +179,12 @@ pub enum Lfs {
         paths: Vec<PathBuf>,
     },
     /// Space of every target
+    // As in df(1), -h is not for help.
+    #[command(disable_help_flag = true)]
     Df {
+        /// Print help
+        #[arg(long, action = clap::ArgAction::Help)]
+        help: Option<bool>,
         /// Units of 1024
         #[arg(short, long)]
         human: bool,

@@ -1,6 +1,7 @@
 //! What a command says: results on standard output, as text or JSON; errors and the log on standard error.
 
 use std::fmt::Display;
+use std::io::IsTerminal;
 
 use serde::Serialize;
 use tracing::level_filters::LevelFilter;
@@ -98,6 +99,8 @@ pub fn start_log(by_default: bool) {
         }
     }
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).compact();
+    // Colours are for people, not for log files.
+    let lines = lines.with_ansi(std::io::stderr().is_terminal());
     tracing_subscriber::registry().with(filter).with(lines).init();
 }
 

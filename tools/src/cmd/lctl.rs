@@ -15,7 +15,8 @@ use crate::output::{Context, Error, Output, Result};
 
 pub fn run(arguments: &Lctl, output: &Output) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(do_command(arguments, output))
+    // `ping` connects as clients do, with tasks of its own.
+    tokio::task::LocalSet::new().block_on(&runtime, do_command(arguments, output))
 }
 
 async fn do_command(arguments: &Lctl, output: &Output) -> Result<ExitCode> {

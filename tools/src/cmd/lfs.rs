@@ -25,7 +25,7 @@ pub fn run(command: Lfs, output: &Output) -> Result<ExitCode> {
                 output.result(&getstripe(&path, directory)?);
             }
         }
-        Lfs::Df { human, inodes, path } => {
+        Lfs::Df { help: _, human, inodes, path } => {
             let mount = crate::mountinfo::mount_over(&path)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let answer = runtime.block_on(crate::jsonrpc::call(&mount.socket(), "nacre_df", serde_json::Value::Null))?;
