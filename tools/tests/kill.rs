@@ -4,12 +4,13 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use support::*;
@@ -17,26 +18,116 @@ use support::*;
 /// What has been acknowledged: path → contents that fsync said are safe.
 type Acknowledged = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
 
+/// What a load and the test share.
+#[derive(Clone)]
+struct Load {
+    root: PathBuf,
+    thread: usize,
+    stop: Arc<AtomicBool>,
+    /// Rounds done.
+    rounds: Arc<AtomicUsize>,
+}
+
+impl Load {
+    fn start(root: &Path, thread: usize, work: impl FnOnce(&Load) + Send + 'static) -> (Load, JoinHandle<()>) {
+        let load = Load { root: root.to_owned(), thread, stop: Arc::default(), rounds: Arc::default() };
+        let own = load.clone();
+        (load, std::thread::spawn(move || work(&own)))
+    }
+
+    fn done(&self) -> usize {
+        self.rounds.load(Ordering::SeqCst)
+    }
+
+    /// Makes a directory and does `round` until told to stop.
+    fn each_round(&self, mut round: impl FnMut(&Path, usize)) {
+        let dir = self.root.join(format!("thread{}", self.thread));
+        fs::create_dir_all(&dir).unwrap();
+        while !self.stop.load(Ordering::SeqCst) {
+            round(&dir, self.done());
+            self.rounds.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
 /// Writes files and fsyncs them until told to stop. Names carry the thread, contents the number: what is found later can be
 /// checked against what was acknowledged.
-fn load(root: std::path::PathBuf, thread: usize, stop: Arc<AtomicBool>, acknowledged: Acknowledged) {
-    let dir = root.join(format!("thread{thread}"));
-    fs::create_dir_all(&dir).unwrap();
-    let mut number = 0usize;
-    while !stop.load(Ordering::Relaxed) {
+fn synced(load: &Load, acknowledged: &Acknowledged) {
+    let thread = load.thread;
+    load.each_round(|dir, number| {
         let name = format!("thread{thread}/file{}", number % 50);
         let contents = format!("{thread} {number} ").repeat(1 + number * 131 % 4000).into_bytes();
         let fresh = format!("{name}.new");
-        let mut file = fs::File::create(root.join(&fresh)).unwrap();
+        let mut file = fs::File::create(load.root.join(&fresh)).unwrap();
         file.write_all(&contents).unwrap();
         file.sync_all().unwrap();
         drop(file);
         // Between the rename and its fsync either content may be found.
         acknowledged.lock().unwrap().remove(&name);
-        fs::rename(root.join(&fresh), root.join(&name)).unwrap();
-        fs::File::open(&dir).unwrap().sync_all().unwrap();
+        fs::rename(load.root.join(&fresh), load.root.join(&name)).unwrap();
+        fs::File::open(dir).unwrap().sync_all().unwrap();
         acknowledged.lock().unwrap().insert(name, contents);
-        number += 1;
+    });
+}
+
+/// Changes names and never syncs. The client lives, so every call is done once and for good, however often the server was
+/// killed under it: the directory is what the calls' answers say, at every moment.
+fn exact(load: &Load) {
+    let mut model: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    let mut state = 77 + load.thread as u64;
+    let mut random = move |below: u64| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) % below
+    };
+    load.each_round(|dir, number| {
+        let (one, two) = (format!("n{}", random(20)), format!("n{}", random(20)));
+        let has = model.contains_key(&one);
+        match random(6) {
+            0 | 1 => {
+                let made = fs::File::options().write(true).create_new(true).open(dir.join(&one));
+                assert_eq!(made.as_ref().err().map(std::io::Error::kind), has.then_some(ErrorKind::AlreadyExists));
+                if let Ok(mut file) = made {
+                    let contents = format!("{number} ").repeat(random(9000) as usize).into_bytes();
+                    file.write_all(&contents).unwrap();
+                    model.insert(one, contents);
+                }
+            }
+            2 => {
+                let removed = fs::remove_file(dir.join(&one));
+                assert_eq!(removed.is_ok(), has, "unlink {one}: {removed:?}");
+                model.remove(&one);
+            }
+            3 => {
+                let renamed = fs::rename(dir.join(&one), dir.join(&two));
+                assert_eq!(renamed.is_ok(), has, "rename {one} {two}: {renamed:?}");
+                if let Some(contents) = model.remove(&one) {
+                    model.insert(two, contents);
+                }
+            }
+            4 if has => {
+                let mut file = fs::File::options().append(true).open(dir.join(&one)).unwrap();
+                file.write_all(b"more").unwrap();
+                model.get_mut(&one).unwrap().extend(b"more");
+            }
+            4 => {
+                fs::create_dir(dir.join("dir")).unwrap();
+                fs::remove_dir(dir.join("dir")).unwrap();
+            }
+            _ => {
+                let found = fs::read(dir.join(&one)).ok();
+                let (found, wanted) = (found.as_deref(), model.get(&one).map(Vec::as_slice));
+                assert!(found == wanted, "{one}: {:?} bytes, not {:?}", found.map(<[u8]>::len), wanted.map(<[u8]>::len));
+            }
+        }
+        if number % 32 == 0 {
+            let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let names: std::collections::BTreeSet<String> = names.collect();
+            assert!(names.iter().eq(model.keys()), "{names:?}, not {:?}", model.keys());
+        }
+    });
+    let dir = load.root.join(format!("thread{}", load.thread));
+    for (name, contents) in &model {
+        assert!(fs::read(dir.join(name)).unwrap() == *contents, "{name}");
     }
 }
 
@@ -56,36 +147,51 @@ fn twenty_kills_of_the_server_lose_nothing_acknowledged() {
     }
     let mut cluster = Cluster::start(2, "4G");
     let mount = cluster.mount("mnt");
-    let stop = Arc::new(AtomicBool::new(false));
+    let other = cluster.mount("other");
     let acknowledged = Acknowledged::default();
-    let threads: Vec<_> = (0..3)
-        .map(|thread| {
-            let (root, stop, acknowledged) = (mount.dir.clone(), Arc::clone(&stop), Arc::clone(&acknowledged));
-            std::thread::spawn(move || load(root, thread, stop, acknowledged))
-        })
-        .collect();
-    let mut state = u64::from(std::process::id());
-    println!("seed {state}");
-    for round in 0..20 {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        std::thread::sleep(Duration::from_millis(100 + (state >> 33) % 900));
-        cluster.kill_server();
-        if round % 5 == 4 {
-            cluster.fsck();
-        }
-        cluster.start_server();
+    let mut loads = Vec::new();
+    for thread in 0..3 {
+        let acknowledged = Arc::clone(&acknowledged);
+        let root = if thread == 2 { &other.dir } else { &mount.dir };
+        loads.push(Load::start(root, thread, move |load| synced(load, &acknowledged)));
     }
-    let before = acknowledged.lock().unwrap().len();
-    eventually("the load goes on after the last kill", PATIENCE, || {
-        let now = acknowledged.lock().unwrap();
-        now.len() >= before && !now.is_empty()
-    });
-    stop.store(true, Ordering::Relaxed);
-    for thread in threads {
+    for thread in 3..5 {
+        loads.push(Load::start(&mount.dir, thread, exact));
+    }
+    let mut state = std::env::var("NACRE_SEED").map_or(u64::from(std::process::id()), |seed| seed.parse().unwrap());
+    println!("NACRE_SEED={state}");
+    let mut longest = Duration::ZERO;
+    for _ in 0..20 {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        std::thread::sleep(Duration::from_millis(20 + (state >> 33) % 1000));
+        cluster.kill_server();
+        cluster.fsck();
+        let before: Vec<_> = loads.iter().map(|(load, _)| load.done()).collect();
+        let start = Instant::now();
+        cluster.start_server();
+        for ((load, thread), before) in loads.iter().zip(before) {
+            eventually(&format!("load {} goes on", load.thread), PATIENCE, || {
+                assert!(!thread.is_finished(), "load {} has met an error", load.thread);
+                load.done() > before + 1
+            });
+        }
+        longest = longest.max(start.elapsed());
+    }
+    println!("longest from start to everybody going on: {longest:?}");
+    // All known clients came back: nobody had to wait for the recovery window.
+    assert!(longest < Duration::from_secs(25), "{longest:?}");
+    loads.iter().for_each(|(load, _)| load.stop.store(true, Ordering::SeqCst));
+    for (load, thread) in loads {
         thread.join().expect("the load met an error");
+        println!("load {}: {} rounds", load.thread, load.done());
+    }
+    for log in ["mnt.log", "other.log", "nacred.log"] {
+        let text = fs::read_to_string(cluster.path(log)).unwrap();
+        assert!(!text.contains("evict"), "somebody was evicted, {log}:\n{text}");
     }
     let checked = check(&mount.dir, &acknowledged);
     assert!(checked > 20, "only {checked} files were acknowledged");
+    other.umount();
     mount.umount();
     let again = cluster.mount("again");
     check(&again.dir, &acknowledged);
@@ -118,6 +224,7 @@ fn a_killed_client_gives_its_locks_back() {
     let file = fs::File::options().write(true).open(b.join("shared")).unwrap();
     rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
     assert!(start.elapsed() < Duration::from_secs(60), "the other mount waited {:?}", start.elapsed());
+    drop(file);
     drop(a);
     b.umount();
 }

@@ -185,8 +185,12 @@ impl Cluster {
     }
 
     pub fn format(osts: usize, ost_size: &str) -> Cluster {
-        let dir = tempfile::Builder::new().prefix("nacre-test-").tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Cluster::format_at(port, osts, ost_size)
+    }
+
+    pub fn format_at(port: u16, osts: usize, ost_size: &str) -> Cluster {
+        let dir = tempfile::Builder::new().prefix("nacre-test-").tempdir().unwrap();
         let cluster = Cluster { dir, port, server: None, osts };
         let mgsnode = cluster.nid();
         for (name, kind) in cluster.devices() {
@@ -265,7 +269,11 @@ impl Cluster {
 
     pub fn mount_source(&self, name: &str, source: &str) -> Mount {
         let dir = self.path(name);
-        std::fs::create_dir_all(&dir).unwrap();
+        match std::fs::create_dir(&dir) {
+            // A mount that is dead cannot be looked at, only be mounted over.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => made.unwrap(),
+        }
         let mut command = nacre(["mount", "--foreground", source]);
         let daemon = Daemon::start(command.arg(&dir), &self.path(&format!("{name}.log")));
         Mount { dir, daemon }
