@@ -251,7 +251,9 @@ pub(crate) async fn try_unmount(path: &Path, limit: Duration) -> io::Result<Trie
                     Ok(()) => return Ok(Tried::Unmounted),
                     Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {}
                     // Not mounted any more: somebody else did it.
-                    Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return Ok(Tried::Unmounted),
+                    Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+                        return Ok(Tried::Unmounted);
+                    }
                     Err(error) => return Err(error),
                 }
                 std::thread::sleep(BUSY_PAUSE);

@@ -349,11 +349,18 @@ impl Handler for MountHandler {
                 "nacre_get_devices" => Ok(self.devices()),
                 "nacre_get_params" => Ok(self.params()),
                 "nacre_set_param" => self.set_param(typed(&method, params)?).await,
-                "nacre_get_stats" => Ok(json!({"client": self.client.stats.list().into_iter().collect::<std::collections::BTreeMap<_, _>>()})),
+                "nacre_get_stats" => Ok(
+                    json!({"client": self.client.stats.list().into_iter().collect::<std::collections::BTreeMap<_, _>>()}),
+                ),
                 "nacre_df" => Ok(self.df().await),
                 "rpc_get_methods" => Ok(json!([
-                    "rpc_get_methods", "nacre_unmount", "nacre_get_devices", "nacre_get_params", "nacre_set_param",
-                    "nacre_get_stats", "nacre_df",
+                    "rpc_get_methods",
+                    "nacre_unmount",
+                    "nacre_get_devices",
+                    "nacre_get_params",
+                    "nacre_set_param",
+                    "nacre_get_stats",
+                    "nacre_df",
                 ])),
                 _ => Err(MethodError::unknown(&method)),
             }

@@ -21,7 +21,7 @@ fn a_full_ost_hurts_only_its_files() {
     let block: Vec<u8> = (0..1 << 20).map(|i: u32| (i % 251) as u8).collect();
     let mut written = 0u64;
     let error = loop {
-        match hog.write_all(&block).and_then(|()| if written % 64 == 0 { hog.sync_data() } else { Ok(()) }) {
+        match hog.write_all(&block).and_then(|()| if written.is_multiple_of(64) { hog.sync_data() } else { Ok(()) }) {
             Ok(()) => written += 1,
             Err(error) => break error,
         }

@@ -116,7 +116,12 @@ fn exact(load: &Load) {
             _ => {
                 let found = fs::read(dir.join(&one)).ok();
                 let (found, wanted) = (found.as_deref(), model.get(&one).map(Vec::as_slice));
-                assert!(found == wanted, "{one}: {:?} bytes, not {:?}", found.map(<[u8]>::len), wanted.map(<[u8]>::len));
+                assert!(
+                    found == wanted,
+                    "{one}: {:?} bytes, not {:?}",
+                    found.map(<[u8]>::len),
+                    wanted.map(<[u8]>::len)
+                );
             }
         }
         if number % 32 == 0 {

@@ -33,7 +33,8 @@ fn parse_options(words: &[String]) -> Result<(MountOptions, PathBuf)> {
             "ro" => options.read_only = true,
             "log" if !value.is_empty() => log = value.into(),
             "rw" | "defaults" | "flock" | "user_xattr" | "noauto" | "auto" | "_netdev" | "" => {}
-            "atime" | "noatime" | "relatime" | "nodiratime" | "dev" | "nodev" | "suid" | "nosuid" | "exec" | "noexec" => {
+            "atime" | "noatime" | "relatime" | "nodiratime" | "dev" | "nodev" | "suid" | "nosuid" | "exec"
+            | "noexec" => {
                 options.kernel.push(name.to_owned());
             }
             // Comments for other programs (fstab(5)).

@@ -63,12 +63,7 @@ pub async fn bdev_info(name: String) -> Option<BdevInfo> {
 }
 
 /// Opens the store on a bdev and serves it. In words, why not; nothing is left behind then.
-pub async fn start(
-    kind: TargetKind,
-    params: TargetParams,
-    nids: Vec<Nid>,
-    tcp: TcpTarget,
-) -> Result<Started, String> {
+pub async fn start(kind: TargetKind, params: TargetParams, nids: Vec<Nid>, tcp: TcpTarget) -> Result<Started, String> {
     let bdev_name = &params.bdev_name;
     let fail = |why: String| format!("bdev \"{bdev_name}\": {why}");
     let bdev = BDEVS.with(Rc::clone).get(bdev_name).ok_or_else(|| fail("there is none of that name".to_owned()))?;
@@ -107,8 +102,8 @@ struct Admitted {
 
 /// Checks by its label what a store is; the MGS says whether it belongs to the filesystem, and which index it has.
 async fn admit(kind: TargetKind, params: &TargetParams, nids: &[Nid], label: &[u8]) -> Result<Admitted, String> {
-    let label: TargetLabel = decode(label)
-        .map_err(|_| "the store has no target's label; it was not made by mkfs.nacre".to_owned())?;
+    let label: TargetLabel =
+        decode(label).map_err(|_| "the store has no target's label; it was not made by mkfs.nacre".to_owned())?;
     if label.kind != kind {
         return Err(format!("was formatted as {:?}, not as {kind:?}", label.kind));
     }

@@ -113,8 +113,7 @@ impl Daemon {
 
     pub fn try_start(command: &mut Command, log: &Path) -> Result<Daemon, String> {
         let errors = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || {
@@ -197,7 +196,9 @@ impl Cluster {
             let size = if kind == "ost" { ost_size } else { "2G" };
             let device = cluster.path(&name);
             let kind = format!("--{kind}");
-            run_ok(nacre(["mkfs.nacre", &kind, "--fsname", "nacre", "--mgsnode", &mgsnode, "--size", size]).arg(device));
+            run_ok(
+                nacre(["mkfs.nacre", &kind, "--fsname", "nacre", "--mgsnode", &mgsnode, "--size", size]).arg(device),
+            );
         }
         std::fs::write(cluster.path("server.json"), cluster.config()).unwrap();
         cluster
@@ -222,9 +223,7 @@ impl Cluster {
             let name = file.trim_end_matches(".img");
             bdevs.push(serde_json::json!({"method": "bdev_uring_create",
                 "params": {"name": name, "filename": self.path(&file)}}));
-            targets.push(
-                serde_json::json!({"method": format!("nacre_{kind}_create"), "params": {"bdev_name": name}}),
-            );
+            targets.push(serde_json::json!({"method": format!("nacre_{kind}_create"), "params": {"bdev_name": name}}));
         }
         serde_json::json!({"subsystems": [
             {"subsystem": "bdev", "config": bdevs},
@@ -310,6 +309,7 @@ impl Drop for Mount {
     fn drop(&mut self) {
         kill(self.daemon.pid());
         // After a clean umount there is nothing to detach.
-        let _ = rustix::mount::unmount(&self.dir, rustix::mount::UnmountFlags::DETACH | rustix::mount::UnmountFlags::FORCE);
+        let _ =
+            rustix::mount::unmount(&self.dir, rustix::mount::UnmountFlags::DETACH | rustix::mount::UnmountFlags::FORCE);
     }
 }
