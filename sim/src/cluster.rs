@@ -81,6 +81,8 @@ struct Trace {
     late_percent: u64,
     late_ms_max: u64,
     start: Instant,
+    /// `NACRE_SIM_TRACE` is set: every message is printed, to find where two runs part.
+    prints: bool,
 }
 
 impl Trace {
@@ -91,6 +93,9 @@ impl Trace {
 
     fn message(&mut self, ends: LinkEnds, direction: Direction) -> Duration {
         self.messages += 1;
+        if self.prints {
+            eprintln!("{} {} {} {direction:?}", self.start.elapsed().as_millis(), ends.host, ends.target);
+        }
         let nodes = [ends.host, ends.target].map(|nid| nid.to_string().bytes().fold(0, |sum, byte| sum * 31 + u64::from(byte)));
         self.mix(self.start.elapsed().as_nanos() as u64);
         self.mix(nodes[0].wrapping_mul(31).wrapping_add(nodes[1]) << 1 | u64::from(direction == Direction::ToHost));
@@ -201,6 +206,7 @@ impl Cluster {
             late_percent: 0,
             late_ms_max: 1,
             start: Instant::now(),
+            prints: std::env::var_os("NACRE_SIM_TRACE").is_some(),
         };
         let trace = Arc::new(Mutex::new(trace));
         let seen = trace.clone();
@@ -239,6 +245,13 @@ impl Cluster {
     /// Takes something into the hash of what happened.
     pub fn note(&self, number: u64) {
         self.trace().mix(number);
+    }
+
+    /// Prints it if the trace is printed.
+    pub fn tell(&self, what: &str) {
+        if self.trace().prints {
+            eprintln!("{what}");
+        }
     }
 
     /// Hash of all that happened, and how many messages that was.

@@ -813,7 +813,9 @@ impl Workload {
         if self.story.lines.len() == STORY_LINES {
             self.story.lines.pop_front();
         }
-        self.story.lines.push_back(format!("{} at {} ms: {what}", self.done, self.cluster.env.now().as_millis()));
+        let line = format!("{} at {} ms: {what}", self.done, self.cluster.env.now().as_millis());
+        self.cluster.tell(&line);
+        self.story.lines.push_back(line);
     }
 }
 

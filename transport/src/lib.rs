@@ -21,6 +21,7 @@ pub mod nvme;
 pub mod stubs;
 pub mod target;
 pub mod tcp;
+mod watched;
 
 /// One command, on its way to a service.
 #[derive(Clone, Debug)]

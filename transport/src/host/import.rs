@@ -18,12 +18,13 @@ use nacre_wire::session::{ConnectReply, ConnectRequest, OP_CONNECT, OP_DISCONNEC
 use nacre_wire::{Nid, Status, codec};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
 use zerocopy::IntoBytes;
 
 use super::{ImportError, ImportInput, ImportState};
+use crate::watched::Watched;
 use crate::{Answer, Call, CallError, Connector, Link};
 
 /// Whom to connect to, and as whom.
@@ -112,7 +113,7 @@ struct Inner {
     connector: Rc<dyn Connector>,
     observer: Rc<dyn ImportObserver>,
     spec: RefCell<PeerSpec>,
-    view: watch::Sender<View>,
+    view: Watched<View>,
     link: RefCell<Option<Rc<dyn Link>>>,
     last_reply: RefCell<Option<ConnectReply>>,
     last_trouble: RefCell<String>,
@@ -137,7 +138,7 @@ impl Import {
             connector,
             observer,
             spec: RefCell::new(spec),
-            view: watch::Sender::new(View { state: ImportState::Disconnected, generation: 0 }),
+            view: Watched::new(View { state: ImportState::Disconnected, generation: 0 }),
             link: RefCell::default(),
             last_reply: RefCell::default(),
             last_trouble: RefCell::default(),
@@ -158,12 +159,12 @@ impl Import {
 
     /// Where the import is.
     pub fn state(&self) -> ImportState {
-        self.inner.view.borrow().state
+        self.inner.view.get().state
     }
 
     /// Number of the current (or last) session; 0 before the first. Handles of objects belong to one generation.
     pub fn generation(&self) -> u64 {
-        self.inner.view.borrow().generation
+        self.inner.view.get().generation
     }
 
     /// What the server said last at connect.
@@ -402,7 +403,7 @@ impl Inner {
             self.last_reply.replace(None);
             self.observer.evicted();
         }
-        self.view.send_modify(|view| view.generation += 1);
+        self.view.update(|view| view.generation += 1);
         spawn_local(pump_events(self.observer.clone(), link.clone()));
         if restarted && reply.recovering {
             self.apply(ImportInput::Restarted);
@@ -490,7 +491,7 @@ impl Inner {
             view.state == ImportState::Closed || (view.state == ImportState::Full && view.generation > generation)
         };
         loop {
-            let view = *self.view.borrow();
+            let view = self.view.get();
             if view.state == ImportState::Closed {
                 return Err(ImportError::Closed);
             }
@@ -500,13 +501,13 @@ impl Inner {
                 return Ok((link, view.generation));
             }
             // The sender is `self`: it cannot be gone.
-            let _ = self.view.subscribe().wait_for(ready).await;
+            self.view.wait_for(ready).await;
         }
     }
 
     /// The server does not know this session: end its link, if it is still the current one.
     fn session_lost(&self, generation: u64) {
-        if self.view.borrow().generation == generation
+        if self.view.get().generation == generation
             && let Some(link) = self.current_link()
         {
             link.close();
@@ -515,7 +516,7 @@ impl Inner {
 
     async fn closed(&self) {
         // As above.
-        let _ = self.view.subscribe().wait_for(|view| view.state == ImportState::Closed).await;
+        self.view.wait_for(|view| view.state == ImportState::Closed).await;
     }
 
     fn shut(&self) {
@@ -530,7 +531,7 @@ impl Inner {
         let state = self.state();
         match state.apply(input) {
             Ok(next) => {
-                self.view.send_modify(|view| view.state = next);
+                self.view.update(|view| view.state = next);
                 true
             }
             Err(_) if state == ImportState::Closed => false,
@@ -539,7 +540,7 @@ impl Inner {
     }
 
     fn state(&self) -> ImportState {
-        self.view.borrow().state
+        self.view.get().state
     }
 
     fn label(&self) -> String {

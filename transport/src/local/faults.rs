@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use nacre_wire::Nid;
-use tokio::sync::watch;
+
+use crate::watched::Watched;
 
 /// The two ends of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,7 +41,7 @@ pub struct LocalFaults {
 struct Shared {
     plan: Mutex<Plan>,
     /// Changes with every change of the plan that links must notice.
-    version: watch::Sender<u64>,
+    version: Watched<u64>,
 }
 
 #[derive(Default)]
@@ -57,7 +58,7 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(5);
 
 impl LocalFaults {
     pub(super) fn none() -> LocalFaults {
-        let shared = Shared { plan: Mutex::new(Plan::default()), version: watch::Sender::new(0) };
+        let shared = Shared { plan: Mutex::new(Plan::default()), version: Watched::new(0) };
         LocalFaults { shared: Arc::new(shared) }
     }
 
@@ -116,8 +117,13 @@ impl LocalFaults {
         self.plan().cuts.iter().any(|(node, number)| *number > since && hits(node))
     }
 
-    pub(super) fn watch(&self) -> watch::Receiver<u64> {
-        self.shared.version.subscribe()
+    pub(super) fn version(&self) -> u64 {
+        self.shared.version.get()
+    }
+
+    /// Waits for the plan to be another than that of a version.
+    pub(super) async fn changed_since(&self, version: u64) {
+        self.shared.version.wait_for(|now| *now != version).await;
     }
 
     /// Delay of the next message; zero where nobody asked for any.
@@ -137,7 +143,7 @@ impl LocalFaults {
     }
 
     fn changed(&self) {
-        self.shared.version.send_modify(|version| *version += 1);
+        self.shared.version.update(|version| *version += 1);
     }
 
     fn plan(&self) -> MutexGuard<'_, Plan> {

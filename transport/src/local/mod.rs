@@ -21,11 +21,12 @@ use futures_util::future::LocalBoxFuture;
 use nacre_wire::ldlm::Event;
 use nacre_wire::op::DATA_BYTES_MAX;
 use nacre_wire::{Nid, Status};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_local;
 
 pub use faults::{DelayFn, Direction, LinkEnds, LocalFaults, SILENCE_MAX};
 
+use crate::watched::Watched;
 use crate::{Answer, Call, CallError, ConnectError, Connector, Link, Service, Session};
 
 /// The services of one process. A handle: clones see the same services.
@@ -56,21 +57,20 @@ struct Request {
     reply: oneshot::Sender<Result<Answer, CallError>>,
 }
 
-/// Whether a link has ended; shared by both sides.
-struct Life(watch::Sender<bool>);
+/// Whether a link, or a server, has ended; shared by both sides.
+struct Life(Watched<bool>);
 
 impl Life {
     fn end(&self) {
-        self.0.send_replace(true);
+        self.0.update(|ended| *ended = true);
     }
 
     fn has_ended(&self) -> bool {
-        *self.0.borrow()
+        self.0.get()
     }
 
     async fn ended(&self) {
-        // The sender is `self`, so waiting cannot fail.
-        let _ = self.0.subscribe().wait_for(|ended| *ended).await;
+        self.0.wait_for(|ended| *ended).await;
     }
 }
 
@@ -102,12 +102,12 @@ pub struct LocalServer {
     net: LocalNet,
     key: (Nid, String),
     incoming: mpsc::UnboundedSender<Incoming>,
-    stop: watch::Sender<bool>,
+    stop: Arc<Life>,
 }
 
 impl Drop for LocalServer {
     fn drop(&mut self) {
-        self.stop.send_replace(true);
+        self.stop.end();
         let mut services = self.net.services();
         // A later server under the same name stays.
         if services.get(&self.key).is_some_and(|current| current.same_channel(&self.incoming)) {
@@ -120,18 +120,18 @@ impl Drop for LocalServer {
 /// replaced for new links.
 pub fn serve_local(net: &LocalNet, nid: Nid, service: Rc<dyn Service>) -> LocalServer {
     let (sender, mut incoming) = mpsc::unbounded_channel::<Incoming>();
-    let (stop, mut stopped) = watch::channel(false);
+    let stop = Arc::new(Life(Watched::new(false)));
     let key = (nid, service.nqn());
     net.services().insert(key.clone(), sender.clone());
     let faults = net.faults();
-    let stop_sessions = stop.subscribe();
+    let stopped = stop.clone();
     spawn_local(async move {
         loop {
             tokio::select! {
                 biased;
-                _ = stopped.wait_for(|stop| *stop) => break,
+                () = stopped.ended() => break,
                 arrived = incoming.recv() => match arrived {
-                    Some(link) => drop(spawn_local(session(link, service.clone(), faults.clone(), stop_sessions.clone()))),
+                    Some(link) => drop(spawn_local(session(link, service.clone(), faults.clone(), stopped.clone()))),
                     None => break,
                 },
             }
@@ -141,7 +141,7 @@ pub fn serve_local(net: &LocalNet, nid: Nid, service: Rc<dyn Service>) -> LocalS
 }
 
 /// The server's side of one link, until it ends.
-async fn session(mut link: Incoming, service: Rc<dyn Service>, faults: LocalFaults, mut stop: watch::Receiver<bool>) {
+async fn session(mut link: Incoming, service: Rc<dyn Service>, faults: LocalFaults, stop: Arc<Life>) {
     // Also ends the link when this task is dropped with its runtime: the end of a simulated node.
     let _end = EndOnDrop(link.life.clone());
     let session = Session::new(link.id, link.peer, link.host_nqn);
@@ -150,7 +150,7 @@ async fn session(mut link: Incoming, service: Rc<dyn Service>, faults: LocalFaul
         let request = tokio::select! {
             biased;
             () = link.life.ended() => break,
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = stop.ended() => break,
             request = link.calls.recv() => match request {
                 Some(request) => request,
                 None => break,
@@ -238,8 +238,13 @@ async fn pass(faults: &LocalFaults, ends: LinkEnds, delay: Duration) {
         tokio::time::sleep(delay).await;
     }
     if faults.is_parted(ends) {
-        let mut version = faults.watch();
-        while faults.is_parted(ends) && version.changed().await.is_ok() {}
+        loop {
+            let version = faults.version();
+            if !faults.is_parted(ends) {
+                break;
+            }
+            faults.changed_since(version).await;
+        }
     }
 }
 
@@ -287,7 +292,7 @@ impl Connector for LocalConnector {
                     unreachable(io::ErrorKind::ConnectionRefused)
                 });
             };
-            let life = Arc::new(Life(watch::Sender::new(false)));
+            let life = Arc::new(Life(Watched::new(false)));
             let (call_sender, calls) = mpsc::unbounded_channel();
             let (events, event_receiver) = mpsc::unbounded_channel();
             let incoming = Incoming {
@@ -313,8 +318,8 @@ impl Connector for LocalConnector {
 /// Ends a link when it is cut, or parted for too long.
 async fn watch_faults(faults: LocalFaults, ends: LinkEnds, life: Arc<Life>) {
     let since = faults.cut_number();
-    let mut version = faults.watch();
     loop {
+        let version = faults.version();
         if faults.is_cut(ends, since) {
             break;
         }
@@ -328,7 +333,7 @@ async fn watch_faults(faults: LocalFaults, ends: LinkEnds, life: Arc<Life>) {
         tokio::select! {
             biased;
             () = life.ended() => return,
-            changed = version.changed() => if changed.is_err() { return },
+            () = faults.changed_since(version) => {}
             () = silence => break,
         }
     }
