@@ -265,6 +265,58 @@ fn times_follow_writes_utimens_and_links() {
     });
 }
 
+/// A page of a file that is open for reading and writing may be stored to without a word, so nobody else may read that
+/// place before the kernel has been asked for it.
+#[test]
+fn pages_that_may_be_mapped_are_taken_back_before_others_read() {
+    simulate(|| async {
+        let cluster = Cluster::new().await;
+        let (a, b) = (cluster.mount().await, cluster.mount().await);
+        let file = a.create("f").await;
+        a.write(file.handle, 0, &pattern(1, 9000)).await.unwrap();
+        let there = b.open("f").await;
+        // Both have read it: read locks on both sides.
+        b.read(there.handle, 0, 9000).await;
+        a.read(file.handle, 0, 9000).await;
+        let asked = |kernel: &cluster::Kernel| std::mem::take(&mut *kernel.data.borrow_mut()).len();
+        asked(&a.kernel);
+        b.read(there.handle, 0, 9000).await;
+        assert_eq!(asked(&a.kernel), 0, "what only reads is left alone");
+
+        let page = async |mount: &cluster::Mounted, handle| {
+            let read = timeout(Duration::from_secs(1), mount.client.read_page(handle, 0, 4096)).await;
+            read.expect("waits for nobody for long").unwrap().concat()
+        };
+        assert_eq!(page(&a, file.handle).await, pattern(1, 4096));
+        assert!(asked(&b.kernel) > 0, "its pages go, too");
+        b.read(there.handle, 0, 10).await;
+        assert!(asked(&a.kernel) > 0, "a mapping here would have been written back now");
+        // Two mappings, in turns.
+        for _ in 0..5 {
+            page(&a, file.handle).await;
+            page(&b, there.handle).await;
+            assert!(asked(&a.kernel) > 0);
+        }
+        // Nobody can map it for writing: read locks are enough.
+        let reads = OpenMode { flags: OpenFlags::READ, ..OpenMode::default() };
+        for (mount, handle) in [(&a, file.handle), (&b, there.handle)] {
+            mount.client.release(handle, None).await.unwrap();
+        }
+        let (one, two) = (
+            a.client.open(&root(), file.entry.fid, reads).await.unwrap(),
+            b.client.open(&root(), file.entry.fid, reads).await.unwrap(),
+        );
+        // The write lock of before goes; then nothing more has to.
+        page(&a, one.handle).await;
+        page(&b, two.handle).await;
+        asked(&a.kernel);
+        asked(&b.kernel);
+        page(&a, one.handle).await;
+        page(&b, two.handle).await;
+        assert_eq!(asked(&a.kernel) + asked(&b.kernel), 0);
+    });
+}
+
 #[test]
 fn extended_attributes_and_file_locks() {
     simulate(|| async {
