@@ -8,6 +8,7 @@ use std::rc::Rc;
 use nacre_osd::store::{Op, StoreErrorKind};
 use nacre_wire::{Attr, Fid, Layout, Status};
 
+use crate::guards::Guard;
 use crate::target::Mdt;
 use crate::{disk, status_of};
 
@@ -38,9 +39,8 @@ impl Mdt {
     }
 
     /// Removes an orphan after its last close. Does nothing if it has been opened again or is gone. Answers whether
-    /// it is gone now.
-    pub(crate) async fn remove_orphan(&self, fid: Fid) -> Result<bool, Status> {
-        let _guard = self.guards.lock(fid).await;
+    /// it is gone now. The guard is the inode's.
+    pub(crate) async fn remove_orphan(&self, fid: Fid, _guard: Guard) -> Result<bool, Status> {
         if self.open_count(fid) > 0 {
             return Ok(false);
         }
@@ -78,7 +78,7 @@ impl Mdt {
                 if self.open_count(fid) > 0 {
                     continue;
                 }
-                match self.remove_orphan(fid).await {
+                match self.remove_orphan(fid, self.guards.lock(fid).await).await {
                     Ok(_) => removed += 1,
                     Err(status) => tracing::error!(%fid, %status, "could not remove an orphan; the next start will"),
                 }

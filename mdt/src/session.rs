@@ -142,6 +142,11 @@ impl Mdt {
             // The old link of a client that has come back faster than its loss was noticed.
             before.client_uuid.set(None);
         }
+        if session.is_closed() {
+            // It ended while we waited, and nobody will say so again.
+            self.link_lost(&session);
+            return Err(Status::NO_SESSION);
+        }
         // An Active client whose answer to REPLAY_DONE was lost comes with the old incarnation; we hold all it has.
         let resumed = client.state.get() == ClientState::Active;
         match client.state.get() {

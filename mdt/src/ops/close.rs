@@ -48,9 +48,10 @@ pub(crate) async fn closed(mdt: &Mdt, fid: Fid) -> Result<bool, Status> {
     if !last {
         return Ok(false);
     }
-    // Usually it has a name. Looking under the guard only if not: an unlink that comes now sees that nobody has it open.
+    // Under the guard: an unlink that is under way may have counted this open, and leaves the rest to us.
+    let guard = mdt.guards.lock(fid).await;
     match mdt.attr(fid).await {
-        Ok(attr) if attr.nlink == 0 => mdt.remove_orphan(fid).await,
+        Ok(attr) if attr.nlink == 0 => mdt.remove_orphan(fid, guard).await,
         Ok(_) => Ok(false),
         Err(Status::ENOENT) => Ok(true),
         Err(status) => Err(status),
