@@ -167,10 +167,15 @@ struct Client {
     flocks: BTreeSet<Fid>,
     /// Flocks granted by event: what a cancel that crosses the grant takes back, and what a reconnect tells again.
     flock_grants: VecDeque<(Fid, Granted)>,
+    /// Refusals told by event: what a reconnect tells again.
+    refused: VecDeque<(u64, Status)>,
 }
 
 /// How many flock grants are remembered per client; as many may be under way when its link breaks.
 const FLOCK_GRANTS_MAX: usize = 1024;
+
+/// How many refusals are remembered per client.
+const REFUSED_MAX: usize = 1024;
 
 #[derive(Default)]
 struct Resource {
@@ -377,13 +382,14 @@ impl Namespace {
         self.clients.entry(client).or_default().gone_since.get_or_insert(now);
     }
 
-    /// The client is back in time. What it may have missed is told again: grants and revokes.
+    /// The client is back in time. What it may have missed is told again: grants, refusals and revokes.
     pub fn reconnect(&mut self, now: Duration, client: ClientId, out: &mut Vec<Action>) {
         let Some(state) = self.clients.get_mut(&client) else { return };
         state.gone_since = None;
         for (resource, granted) in &state.flock_grants {
             out.push(Action::Grant { client, granted: *granted, resource: *resource });
         }
+        out.extend(state.refused.iter().map(|&(cookie, status)| Action::Refuse { client, cookie, status }));
         for &cookie in &state.cookies {
             let Some(&resource) = self.index.get(&cookie) else { continue };
             let Some(there) = self.resources.get(&resource) else { continue };
@@ -486,6 +492,12 @@ impl Namespace {
         let flocks = flocks.iter().map(|waiter| (waiter.lock.owner.client, waiter.cookie));
         for (client, cookie) in waiters.into_iter().chain(flocks) {
             self.forget(client, cookie);
+            if let Some(state) = self.clients.get_mut(&client) {
+                if state.refused.len() == REFUSED_MAX {
+                    state.refused.pop_front();
+                }
+                state.refused.push_back((cookie, status));
+            }
             out.push(Action::Refuse { client, cookie, status });
         }
         self.drop_if_idle(resource);

@@ -27,6 +27,18 @@ fn flock(owner: u64, start: u64, end: u64) -> Policy {
     Policy::Flock { owner, start, end, pid: owner as u32, bsd: false }
 }
 
+#[test]
+fn a_refusal_that_a_broken_link_has_lost_is_told_again() {
+    let mut bench = Bench::new();
+    bench.cookie(A, OBJECT, Mode::Pw, extent(0, 9));
+    let waiting = bench.cookie(B, OBJECT, Mode::Pw, extent(0, 9));
+    bench.locks.disconnect(bench.now, B);
+    bench.locks.refuse_waiters(OBJECT, Status::ENOENT, &mut bench.out);
+    bench.out.clear();
+    bench.locks.reconnect(bench.now, B, &mut bench.out);
+    assert_eq!(bench.out, [Action::Refuse { client: B, cookie: waiting, status: Status::ENOENT }]);
+}
+
 struct Bench {
     locks: Namespace,
     now: Duration,

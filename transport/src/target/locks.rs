@@ -15,6 +15,7 @@
 //! ```
 
 use std::cell::{Cell, RefCell};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::rc::{Rc, Weak};
@@ -90,7 +91,15 @@ struct Client {
     outbox: VecDeque<Outgoing>,
     pumping: bool,
     /// Glimpses under way, by lock.
-    glimpses: BTreeMap<u64, Vec<oneshot::Sender<Option<Attr>>>>,
+    glimpses: BTreeMap<u64, Glimpse>,
+}
+
+/// A question under way. Who asks meanwhile must not be given its answer, which may be from before what they have to see:
+/// they share the next question.
+struct Glimpse {
+    resource: Fid,
+    asked: Vec<oneshot::Sender<Option<Attr>>>,
+    next: Vec<oneshot::Sender<Option<Attr>>>,
 }
 
 enum Outgoing {
@@ -181,6 +190,8 @@ impl LockServer {
             }
             // What it was told through the old session is told again below.
             entry.outbox.clear();
+            // Questions that went through the old session will not be answered.
+            entry.glimpses.clear();
             state.by_session.insert(session.id, client);
             Attached { client, resumed: known.is_some() }
         };
@@ -298,34 +309,34 @@ impl LockServer {
                 let Some(entry) = state.clients.get_mut(&client).filter(|entry| entry.session.is_some()) else {
                     continue;
                 };
-                let waiting = entry.glimpses.entry(cookie).or_default();
-                waiting.push(sender);
-                waiting.len() == 1
+                match entry.glimpses.entry(cookie) {
+                    Entry::Occupied(mut under_way) => {
+                        under_way.get_mut().next.push(sender);
+                        false
+                    }
+                    Entry::Vacant(free) => {
+                        free.insert(Glimpse { resource, asked: vec![sender], next: Vec::new() });
+                        true
+                    }
+                }
             };
-            // A question under way is not asked twice: its answer is younger than this call or as old.
             if first {
                 self.send(client, Outgoing::Event(Event::Glimpse { cookie, resource }));
             }
             answers.push(async move {
-                match timeout(self.glimpse_timeout.get(), receiver).await {
-                    Ok(answer) => answer.unwrap_or(None),
-                    Err(_) => {
-                        self.give_up_glimpse(client, cookie);
-                        None
-                    }
+                let answer = timeout(self.glimpse_timeout.get(), receiver).await;
+                if answer.is_err() {
+                    self.give_up_glimpse(client, cookie);
                 }
+                answer.ok()?.unwrap_or(None)
             });
         }
         join_all(answers).await.into_iter().flatten().collect()
     }
 
     /// A client's answer to a glimpse.
-    pub fn glimpse_reply(&self, client: ClientId, reply: GlimpseReply) {
-        let waiting = {
-            let mut state = self.state.borrow_mut();
-            state.clients.get_mut(&client).and_then(|entry| entry.glimpses.remove(&reply.cookie))
-        };
-        for sender in waiting.into_iter().flatten() {
+    pub fn glimpse_reply(self: &Rc<Self>, client: ClientId, reply: GlimpseReply) {
+        for sender in self.next_glimpse(client, reply.cookie) {
             // Who asked may have stopped waiting.
             let _ = sender.send(reply.attr.clone());
         }
@@ -346,11 +357,35 @@ impl LockServer {
         if self.state.borrow().clients.contains_key(&client) { Ok(()) } else { Err(Status::NO_SESSION) }
     }
 
-    fn give_up_glimpse(&self, client: ClientId, cookie: u64) {
-        // The next one who asks sends the question again.
-        if let Some(entry) = self.state.borrow_mut().clients.get_mut(&client) {
-            entry.glimpses.remove(&cookie);
+    /// Somebody has stopped waiting; the question is over when nobody waits for it.
+    fn give_up_glimpse(self: &Rc<Self>, client: ClientId, cookie: u64) {
+        let over = {
+            let state = self.state.borrow();
+            let glimpse = state.clients.get(&client).and_then(|entry| entry.glimpses.get(&cookie));
+            glimpse.is_some_and(|glimpse| glimpse.asked.iter().all(oneshot::Sender::is_closed))
+        };
+        if over {
+            self.next_glimpse(client, cookie);
         }
+    }
+
+    /// A question is over, answered or given up: asks the next one, if there is one. Answers who asked this one.
+    fn next_glimpse(self: &Rc<Self>, client: ClientId, cookie: u64) -> Vec<oneshot::Sender<Option<Attr>>> {
+        let (asked, again) = {
+            let mut state = self.state.borrow_mut();
+            let Some(entry) = state.clients.get_mut(&client) else { return Vec::new() };
+            let Some(Glimpse { resource, asked, mut next }) = entry.glimpses.remove(&cookie) else { return Vec::new() };
+            next.retain(|sender| !sender.is_closed());
+            let again = (!next.is_empty()).then_some(resource);
+            if again.is_some() {
+                entry.glimpses.insert(cookie, Glimpse { resource, asked: next, next: Vec::new() });
+            }
+            (asked, again)
+        };
+        if let Some(resource) = again {
+            self.send(client, Outgoing::Event(Event::Glimpse { cookie, resource }));
+        }
+        asked
     }
 }
 

@@ -166,20 +166,27 @@ fn a_client_that_comes_back_in_time_keeps_its_locks_and_hears_what_it_missed() {
 }
 
 #[test]
-fn glimpses_are_answered_once_for_all_who_ask_or_not_at_all() {
+fn glimpses_are_answered_for_all_who_ask_or_not_at_all() {
     run(async |server, _| {
         let (a, b) = (Peer::new(&server, 1), Peer::new(&server, 2));
         let held = cookie(a.get(&server, Mode::Pw));
         assert!(matches!(b.ask(&server, Mode::Pr, EnqueueFlags::GLIMPSE), Ok(LockReply::Conflict(_))));
         let answer = async {
-            assert!(matches!(a.event().await, Event::Glimpse { cookie, .. } if cookie == held));
-            let attr = Some(Attr { size: 5, ..Attr::default() });
-            server.glimpse_reply(a.client, GlimpseReply { cookie: held, attr });
+            // Who asks while a question is under way is not given its answer: it may be older than what they must see.
+            for size in [5, 6] {
+                assert!(matches!(a.event().await, Event::Glimpse { cookie, .. } if cookie == held));
+                let attr = Some(Attr { size, ..Attr::default() });
+                server.glimpse_reply(a.client, GlimpseReply { cookie: held, attr });
+            }
         };
-        let (one, two, ()) =
-            tokio::join!(server.glimpse(FILE, b.client), server.glimpse(FILE, ClientId::SERVER), answer);
-        assert_eq!((one.len(), two.len()), (1, 1));
-        assert_eq!(one[0].size, 5);
+        let (one, two, three, ()) = tokio::join!(
+            server.glimpse(FILE, b.client),
+            server.glimpse(FILE, ClientId::SERVER),
+            server.glimpse(FILE, b.client),
+            answer
+        );
+        let sizes = [one, two, three].map(|answers| answers.iter().map(|attr| attr.size).collect::<Vec<_>>());
+        assert_eq!(sizes, [[5], [6], [6]]);
         // Nobody answers: bounded, and asked again the next time.
         let start = server.env.now();
         assert_eq!(server.glimpse(FILE, b.client).await, []);
