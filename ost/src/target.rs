@@ -470,6 +470,16 @@ impl Ost {
     }
 }
 
+impl Context {
+    /// A handle on an object. None for a session that has ended meanwhile: nobody would close it.
+    pub(crate) fn open_handle(&self, object: Fid) -> Result<u32, Status> {
+        if self.session.is_closed() {
+            return Err(Status::NO_SESSION);
+        }
+        Ok(self.ost.handles.borrow_mut().open(self.session.id, object))
+    }
+}
+
 /// See [`Ost::begin_change`].
 pub(crate) struct ChangeTime {
     ost: Rc<Ost>,

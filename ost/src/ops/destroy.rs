@@ -19,7 +19,6 @@ pub(crate) async fn destroy(context: &Context, call: &Call) -> Result<Answer, St
     for object in &objects {
         ost.own_object(*object)?;
     }
-    let mut last = 0;
     for batch in objects.chunks(BATCH) {
         // All holders of the batch are asked at once.
         let policy = Policy::Extent { start: WHOLE.0, end: WHOLE.1 };
@@ -29,28 +28,27 @@ pub(crate) async fn destroy(context: &Context, call: &Call) -> Result<Answer, St
             locks.push(line.await?);
         }
         for object in batch {
-            last = remove(context, *object).await?.unwrap_or(last);
+            remove(context, *object).await?;
         }
         drop(locks);
     }
-    if last != 0 {
-        ost.wait(last, Durability::Written).await?;
-    }
+    // The MDT takes them off its log for good. All of them: an earlier answer may have been lost.
+    ost.wait(ost.store.last_transno(), Durability::Stable).await?;
     Ok(dispatch::rpc_answer(&(), ost.store.last_committed()))
 }
 
-/// One object, under its lock. `None`: it was not there.
-async fn remove(context: &Context, object: Fid) -> Result<Option<u64>, Status> {
+/// One object, under its lock, if it is there.
+async fn remove(context: &Context, object: Fid) -> Result<(), Status> {
     let ost = &context.ost;
     let transaction = nacre_osd::store::Transaction { ops: vec![Op::Destroy { fid: object }] };
     match ost.store.submit(transaction).await {
-        Ok(transno) => {
+        Ok(_) => {
             ost.count(|stats| stats.objects_destroyed += 1);
             // Whoever waits for a lock on it would wait for nothing.
             ost.locks.refuse_waiters(object, Status::ENOENT);
-            Ok(Some(transno))
+            Ok(())
         }
-        Err(error) if error.kind == StoreErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind == StoreErrorKind::NotFound => Ok(()),
         Err(error) => Err(ost.status(error)),
     }
 }

@@ -57,7 +57,7 @@ pub(crate) async fn enqueue(context: &Context, xid: u64, call: &Call) -> Result<
             return Err(ost.status(error));
         }
     };
-    let handle = ost.handles.borrow_mut().open(context.session.id, request.resource);
+    let handle = context.open_handle(request.resource)?;
     let grant_bytes = ost.grants.borrow().of(client);
     let reply = EnqueueReply { granted, waiting, handle, attr: Some(attr), grant_bytes };
     Ok(dispatch::rpc_answer(&reply, ost.store.last_committed()))

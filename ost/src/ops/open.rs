@@ -12,6 +12,6 @@ pub(crate) async fn open(context: &Context, call: &Call) -> Result<Answer, Statu
     let OpenObject { object } = dispatch::rpc_body(call)?;
     ost.own_object(object)?;
     let attr = ost.store.attr(object).await.map_err(|error| ost.status(error))?;
-    let handle = ost.handles.borrow_mut().open(context.session.id, object);
+    let handle = context.open_handle(object)?;
     Ok(dispatch::rpc_answer(&OpenObjectReply { handle, attr }, ost.store.last_committed()))
 }

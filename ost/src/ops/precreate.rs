@@ -30,7 +30,6 @@ pub(crate) async fn precreate(context: &Context, call: &Call) -> Result<Answer, 
     let _turn = ost.precreating.lock().await;
     let known = ost.last_ids.borrow().get(&mdt_index).copied();
     let mut last_id = known.unwrap_or(first_id);
-    let mut transno = 0;
     if let Some(given_id) = request.orphans_after_id {
         if given_id > last_id {
             // The MDT knows of objects that this target does not: it was set back. Those are lost; go on behind them.
@@ -38,7 +37,7 @@ pub(crate) async fn precreate(context: &Context, call: &Call) -> Result<Answer, 
             last_id = given_id;
         }
         for id in given_id + 1..=last_id {
-            transno = renew(context, Fid::ost_object(ost.index, id)).await?.unwrap_or(transno);
+            renew(context, Fid::ost_object(ost.index, id)).await?;
         }
     }
     let up_to_id = request.up_to_id.min(last_id.saturating_add(ost.params.precreate_max.get()));
@@ -52,7 +51,7 @@ pub(crate) async fn precreate(context: &Context, call: &Call) -> Result<Answer, 
             .collect();
         ops.push(Op::Put { index: COUNTERS, key: counter_key(mdt_index), value: batch_end.to_le_bytes().to_vec() });
         match ost.submit(ops).await {
-            Ok(number) => transno = number,
+            Ok(_) => {}
             Err(Status::ENOSPC) => break,
             Err(status) => return Err(status),
         }
@@ -60,27 +59,26 @@ pub(crate) async fn precreate(context: &Context, call: &Call) -> Result<Answer, 
         last_id = batch_end;
         ost.last_ids.borrow_mut().insert(mdt_index, last_id);
     }
-    if transno != 0 {
-        ost.wait(transno, Durability::Written).await?;
-    }
+    // The MDT gives them to files that outlive a power failure. All of them: an earlier answer may have been lost.
+    ost.wait(ost.store.last_transno(), Durability::Stable).await?;
     Ok(dispatch::rpc_answer(&PrecreateReply { last_id }, ost.store.last_committed()))
 }
 
-/// Makes sure that an object exists and is empty. The transaction, if one was needed.
-async fn renew(context: &Context, object: Fid) -> Result<Option<u64>, Status> {
+/// Makes sure that an object exists and is empty.
+async fn renew(context: &Context, object: Fid) -> Result<(), Status> {
     let ost = &context.ost;
     let create = Op::Create { fid: object, attr: empty_object() };
     let pristine = match ost.store.attr(object).await {
         Ok(attr) => attr.size == 0 && attr.allocated_bytes == 0 && ost.locks.is_idle(object),
-        Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(Some(ost.submit(vec![create]).await?)),
+        Err(error) if error.kind == StoreErrorKind::NotFound => return ost.submit(vec![create]).await.map(drop),
         Err(error) => return Err(ost.status(error)),
     };
     if pristine {
-        return Ok(None);
+        return Ok(());
     }
     let policy = Policy::Extent { start: WHOLE.0, end: WHOLE.1 };
     let _lock = ost.locks.local(object, Mode::Ex, policy, None).await?;
-    Ok(Some(ost.submit(vec![Op::Destroy { fid: object }, create]).await?))
+    ost.submit(vec![Op::Destroy { fid: object }, create]).await.map(drop)
 }
 
 fn empty_object() -> Attr {

@@ -283,7 +283,12 @@ impl OstClient {
                 slot.copy_from_slice(entry.as_bytes());
             }
             let call = object_call(Opcode::Mwrite, &head, table.freeze(), 0);
-            self.import.object_call(generation, call, pieces.clone()).await
+            let answer = self.import.object_call(generation, call, pieces.clone()).await;
+            if answer == Err(CallError::Status(Status::EBADF)) {
+                // As in `object`; which of them it is nobody says.
+                batch.iter().for_each(|range| self.forget(range.object));
+            }
+            answer
         })
         .await
     }
