@@ -60,7 +60,7 @@ impl Inner {
                 let object = &targets[at].object;
                 let mut map = object.extents.borrow_mut();
                 edits[i].iter().for_each(|edit| map.apply(edit, transno, &mut fate.extents));
-                if self.log.checks_data() && !edits[i].is_empty() {
+                if edits[i].iter().any(|edit| edit.gives_birth(self.log.checks_data())) {
                     object.born.set(transno);
                 }
             }
@@ -101,6 +101,10 @@ impl Inner {
                 attr.version = transno;
                 let blocks = (attr.allocated_bytes / BLOCK_BYTES).saturating_add_signed(fate.extents.blocks);
                 attr.allocated_bytes = blocks * BLOCK_BYTES;
+            }
+            let size = |attr: &Option<Attr>| attr.as_ref().map_or(0, |attr| attr.size);
+            if size(&fate.attr) > size(&object.attr.borrow()) {
+                object.note_growth(self.log.proven(), transno);
             }
             changes.push((key(Kind::Attr, object.fid, &[]), fate.attr.as_ref().map(encode_attr)));
             *object.attr.borrow_mut() = fate.attr.take();

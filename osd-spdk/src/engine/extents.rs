@@ -13,8 +13,8 @@ use crate::store::Transno;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
     pub mapping: Mapping,
-    /// Transaction whose record holds a checksum of these blocks; until it is proven, they must not be overwritten in
-    /// place, or replay would take the record for lost.
+    /// Transaction whose record holds a checksum of these blocks, or makes them unwritten; until it is proven, they must not
+    /// be overwritten in place, or replay would take the record for lost, or the former contents be lost with it undone.
     pub birth: Transno,
 }
 
@@ -30,6 +30,11 @@ pub(crate) enum Edit {
 }
 
 impl Edit {
+    /// Whether it leaves pieces with a birth.
+    pub fn gives_birth(&self, checks_data: bool) -> bool {
+        checks_data || matches!(self, Edit::Convert { unwritten: true, .. })
+    }
+
     /// Logical blocks that it changes.
     pub fn range(&self) -> Range<u64> {
         match self {
@@ -134,7 +139,7 @@ impl ExtentMap {
             Edit::Convert { range, unwritten, born } => {
                 for (logical, mut piece) in self.remove(range.clone(), outcome) {
                     piece.mapping.unwritten = *unwritten;
-                    if *born {
+                    if *born || *unwritten {
                         piece.birth = transno;
                     }
                     outcome.blocks += piece.mapping.blocks as i64;

@@ -24,8 +24,10 @@ pub(crate) struct Object {
     /// `None`: there is no such object.
     pub attr: RefCell<Option<Attr>>,
     pub extents: RefCell<ExtentMap>,
-    /// Youngest birth in the map. Until it is proven the object must stay in memory: the disk does not tell births.
+    /// Youngest birth in the map, or growth. Until it is proven the object must stay in memory: the disk does not tell births.
     pub born: Cell<Transno>,
+    /// Smallest size that was current since the transaction: until it is proven, a crash may bring that size back.
+    grown: Cell<(u64, Transno)>,
     used: Cell<bool>,
 }
 
@@ -45,6 +47,20 @@ impl Object {
             Ok(())
         };
         self.attr_loaded.get_or_try_init(load).await.map(|_| ())
+    }
+
+    /// What the object will not be shorter than after a crash, bytes. Behind it nothing may be written in place: if the
+    /// growth is undone, those bytes are behind the end, where zeros must be.
+    pub fn size_floor(&self, proven: Transno) -> u64 {
+        let size = self.attr.borrow().as_ref().map_or(0, |attr| attr.size);
+        let (floor, transno) = self.grown.get();
+        if transno > proven { floor.min(size) } else { size }
+    }
+
+    /// The transaction makes the object larger; called before the new size is set.
+    pub fn note_growth(&self, proven: Transno, transno: Transno) {
+        self.grown.set((self.size_floor(proven), transno));
+        self.born.set(transno);
     }
 
     /// Loads attributes and extent map.
@@ -100,6 +116,7 @@ impl Objects {
             attr: RefCell::default(),
             extents: RefCell::default(),
             born: Cell::new(0),
+            grown: Cell::default(),
             used: Cell::new(false),
         });
         self.by_fid.borrow_mut().insert(fid, object.clone());

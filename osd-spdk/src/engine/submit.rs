@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Everything up to the commit may wait and fail, and changes nothing that anybody can see: data goes to fresh space, or to
-//! blocks that are written already and where the caller asked for it (bytes overwritten in place by a transaction that a
+//! blocks that are written already, before the end of the object, and where the caller asked for it (bytes overwritten in place by a transaction that a
 //! crash then undoes may be the old or the new ones, sector by sector). The commit is one synchronous step.
 
 use std::ops::Range;
@@ -184,10 +184,11 @@ impl Inner {
             let needed = match (&target.view, op) {
                 // What earlier operations leave is not known yet.
                 (Some(_), _) => range.end - range.start,
-                (None, Op::Write { .. }) => {
-                    let fresh = |piece: Option<Piece>| matches!(placement(piece, proven), Placement::Fresh(_));
+                (None, Op::Write { offset, data, .. }) => {
                     let cover = target.object.extents.borrow().cover(range);
-                    cover.into_iter().filter(|(_, piece)| fresh(*piece)).map(|(range, _)| range.end - range.start).sum()
+                    let places = place(cover, &(*offset..*offset + data.len() as u64), &target.object, proven);
+                    let fresh = places.filter(|(_, place)| matches!(place, Placement::Fresh(_)));
+                    fresh.map(|(range, _)| range.end - range.start).sum()
                 }
                 _ => {
                     let cover = target.object.extents.borrow().cover(range);
@@ -308,6 +309,26 @@ fn placement(piece: Option<Piece>, proven: Transno) -> Placement {
     }
 }
 
+/// Where the blocks that bytes are written to go. What a crash may leave behind the end of the object is not written in place.
+fn place(
+    cover: Vec<(Range<u64>, Option<Piece>)>,
+    bytes: &Range<u64>,
+    object: &Object,
+    proven: Transno,
+) -> impl Iterator<Item = (Range<u64>, Placement)> + use<> {
+    let floor = object.size_floor(proven);
+    let in_place_end = if bytes.end > floor { floor / BLOCK_BYTES } else { u64::MAX };
+    cover.into_iter().flat_map(move |(blocks, piece)| {
+        let first = placement(piece, proven);
+        let Placement::InPlace(physical) = first else { return [Some((blocks, first)), None].into_iter().flatten() };
+        let middle = in_place_end.clamp(blocks.start, blocks.end);
+        let before = (blocks.start < middle).then_some((blocks.start..middle, first));
+        let behind = Placement::Fresh(Some(physical + (middle - blocks.start)));
+        let behind = (middle < blocks.end).then_some((middle..blocks.end, behind));
+        [before, behind].into_iter().flatten()
+    })
+}
+
 /// Moves the data of one operation.
 struct Mover<'a> {
     inner: &'a Inner,
@@ -330,8 +351,8 @@ impl Mover<'_> {
         let range = offset..offset + data.len() as u64;
         // Pieces that are fresh and touch each other are one: they are allocated together.
         let mut pieces: Vec<(Range<u64>, Placement, Placement)> = Vec::new();
-        for (blocks, piece) in self.cover(touching(&range)) {
-            let place = placement(piece, proven);
+        let cover = self.cover(touching(&range));
+        for (blocks, place) in place(cover, &range, &self.target.object, proven) {
             let last = match place {
                 Placement::Fresh(Some(physical)) => Placement::Fresh(Some(physical + (blocks.end - blocks.start) - 1)),
                 Placement::InPlace(physical) => Placement::InPlace(physical + (blocks.end - blocks.start) - 1),
