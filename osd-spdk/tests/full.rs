@@ -105,19 +105,21 @@ fn metadata_fills_a_device_and_goes() {
 
 #[test]
 fn reserved_space_can_be_written_when_nothing_else_can() {
-    run(async {
-        let bdev: BdevRef = Rc::new(Malloc::with_bytes("m", 64 << 20).unwrap());
-        format(&bdev).await;
-        let osd = open(&bdev).await;
-        let fid = Fid::new(9, 1);
-        let range = 0..osd.space().free_bytes;
-        let fill = Op::Allocate { fid, range: range.clone(), keep_size: false };
-        submit(&osd, vec![Op::Create { fid, attr: Attr::default() }, fill]).await.unwrap();
-        assert_eq!(submit(&osd, vec![write(fid, range.end, 1)]).await, Err(StoreErrorKind::NoSpace));
-        for offset in (0..range.end - 100_000).step_by(100_000) {
-            submit(&osd, vec![write(fid, offset, 100_000)]).await.unwrap();
-        }
-    });
+    run(write_reserved_space(Rc::new(Malloc::with_bytes("m", 64 << 20).unwrap())));
+    run(write_reserved_space(Rc::new(Recorder::new("r", 64 << 20, 1))));
+}
+
+async fn write_reserved_space(bdev: BdevRef) {
+    format(&bdev).await;
+    let osd = open(&bdev).await;
+    let fid = Fid::new(9, 1);
+    let range = 0..osd.space().free_bytes;
+    let fill = Op::Allocate { fid, range: range.clone(), keep_size: false };
+    submit(&osd, vec![Op::Create { fid, attr: Attr::default() }, fill]).await.unwrap();
+    assert_eq!(submit(&osd, vec![write(fid, range.end, 1)]).await, Err(StoreErrorKind::NoSpace));
+    for offset in (0..range.end - 100_000).step_by(100_000) {
+        submit(&osd, vec![write(fid, offset, 100_000)]).await.unwrap();
+    }
 }
 
 /// Regression: removing an object with more extents and keys than its record could name one by one.

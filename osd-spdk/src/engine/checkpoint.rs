@@ -62,11 +62,23 @@ impl Inner {
             let (taken_blocks, objects) = (self.space.taken_blocks(), self.object_count.get());
             RootInfo { transno, cursor, taken_blocks, objects }
         };
-        let edit = self.tree.flush_frozen().await?;
+        let edit = self.no_lost_flush(self.tree.flush_frozen().await)?;
         self.write_root(Some(info.clone()), edit, clean).await?;
         self.log.checkpointed(info.transno, &info.cursor);
         self.space.proven(self.log.proven());
         Ok(())
+    }
+
+    /// A device tells once that it lost what it had in its cache, and that may be anybody's: the next flush would succeed.
+    fn no_lost_flush<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(error) = &result
+            && error.op == FLUSH_INDEX
+        {
+            self.log.fail(format!(
+                "the device could not be flushed ({error}); the store takes no changes until it is restarted"
+            ));
+        }
+        result
     }
 
     /// Persists the runs as edited, and a new moment if there is one; then readers switch.
@@ -104,12 +116,16 @@ impl Inner {
             self.tree.install(edit);
         }
         *self.root.borrow_mut() = info;
+        self.space.set_index_bytes(root.runs.iter().map(|run| run.bytes).sum());
         self.free_unused_runs();
         Ok(())
     }
 
     /// Writes the root into fresh space; the answer is the superblock that names it.
     async fn write_root_blocks(&self, root: &Root, info: &RootInfo, clean: bool) -> Result<Superblock, StoreError> {
+        // After a failed checkpoint its runs are named by nobody, or by a superblock that may or may not be on the disk:
+        // a root without them would move the log's tail past what they hold.
+        self.log.check("checkpoint")?;
         let bytes = root.encode();
         let blocks = (bytes.len() as u64).div_ceil(BLOCK_BYTES);
         let promise = self.space.promise(blocks, Purpose::Internal)?;
@@ -166,8 +182,12 @@ impl Inner {
             if !self.checkpoint_is_due() {
                 continue;
             }
-            if let Err(error) = self.checkpoint(false).await {
+            let result = self.checkpoint(false).await;
+            let no_space = |error: &StoreError| error.kind == StoreErrorKind::NoSpace;
+            self.checkpoint_stuck.set(result.as_ref().is_err_and(no_space));
+            if let Err(error) = result {
                 tracing::warn!(%error, "a checkpoint failed");
+                self.log.tell_change();
                 // Out of space, most likely: deleting may make room meanwhile.
                 tokio::time::sleep(RETRY).await;
                 self.log.wants_checkpoint.notify_one();
@@ -185,7 +205,7 @@ impl Inner {
             }
             self.space.proven(self.log.proven());
             self.free_unused_runs();
-            let merged = match self.tree.merge_step().await {
+            let merged = match self.no_lost_flush(self.tree.merge_step().await) {
                 Ok(Some(edit)) => self.write_root(None, Some(edit), false).await.map(|()| true),
                 Ok(None) => Ok(false),
                 Err(error) => Err(error),
@@ -252,8 +272,9 @@ impl RunIo for EngineIo {
 
     fn flush(&self) -> Fut<'static, Result<(), StoreError>> {
         let flush = self.bdev.flush();
-        Box::pin(async move { flush.await.map_err(|source| io_error("flush the index", None, source)) })
+        Box::pin(async move { flush.await.map_err(|source| io_error(FLUSH_INDEX, None, source)) })
     }
 }
 
+const FLUSH_INDEX: &str = "flush the index";
 const RETRY: Duration = Duration::from_secs(1);

@@ -27,16 +27,29 @@ struct Fate {
 }
 
 impl Inner {
-    /// Nothing can fail once the first map is changed.
-    pub(crate) fn commit(
+    /// Waits until the log can take the record. Many transactions at once may have found room before they had their locks.
+    pub(crate) async fn wait_for_frame(
         &self,
-        transaction: Transaction,
+        transaction: &Transaction,
         targets: &[Target],
-        plan: Plan,
-    ) -> Result<Transno, StoreError> {
-        if record_bytes_estimate(&transaction, targets, &plan) > self.log.record_bytes_max() {
+        plan: &Plan,
+    ) -> Result<(), StoreError> {
+        let bytes = record_bytes_estimate(transaction, targets, plan);
+        if bytes > self.log.record_bytes_max() {
             return Err(error(StoreErrorKind::TooBig, "submit", None, "the transaction does not fit the log"));
         }
+        loop {
+            let changed = self.log.changed();
+            self.check_usable("submit")?;
+            if self.log.has_room(bytes) {
+                return Ok(());
+            }
+            changed.await;
+        }
+    }
+
+    /// Cannot fail, so that nothing is done by half. There is room: [`Inner::wait_for_frame`].
+    pub(crate) fn commit(&self, transaction: Transaction, targets: &[Target], plan: Plan) -> Transno {
         let transno = self.log.last() + 1;
         let mut fates: Vec<Fate> = targets
             .iter()
@@ -129,7 +142,7 @@ impl Inner {
         if self.checkpoint_is_due() {
             self.log.wants_checkpoint.notify_one();
         }
-        Ok(transno)
+        transno
     }
 }
 

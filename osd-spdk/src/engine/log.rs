@@ -203,6 +203,23 @@ impl Log {
         state.cursor.position - state.tail_position + state.pending.len() as u64 > self.ring.length / 2
     }
 
+    fn want_proof(&self, transno: Transno) {
+        let mut state = self.state.borrow_mut();
+        state.proof_wanted = state.proof_wanted.max(transno);
+    }
+
+    /// Whether the next frame has room for a record of so many bytes. One that is alone in its frame has.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        let state = self.state.borrow();
+        let frame = (state.pending.len() + bytes) as u64;
+        let room = state.pending.len() == HEADER_BYTES || frame <= (self.ring.length * 3 / 8).min(FRAME_BYTES_MAX);
+        drop(state);
+        if !room {
+            self.want(self.last(), None);
+        }
+        room
+    }
+
     fn want(&self, transno: Transno, durability: Option<Durability>) {
         let mut state = self.state.borrow_mut();
         state.written_wanted = state.written_wanted.max(transno);
@@ -243,7 +260,7 @@ impl Log {
                 return Ok(());
             }
             self.check("prove")?;
-            self.state.borrow_mut().proof_wanted = transno;
+            self.want_proof(transno);
             self.want(transno, Some(Durability::Stable));
             changed.await;
         }
@@ -300,7 +317,9 @@ impl Log {
     fn make_frame(&self) -> Option<(u64, Vec<u8>, Transno, Transno)> {
         let state = &mut *self.state.borrow_mut();
         let proof = state.proof_wanted > state.mark_made && state.stable > state.mark_made;
-        let records = state.pending.len() > HEADER_BYTES && state.written_wanted > state.written;
+        // What a checkpoint made safe may not be wanted any more, but must not fill memory either.
+        let records = state.pending.len() > FRAME_BYTES_EAGER
+            || state.pending.len() > HEADER_BYTES && state.written_wanted > state.written;
         if state.failed.is_some() || !(proof || records) {
             return None;
         }
@@ -365,7 +384,7 @@ impl Log {
             tokio::time::sleep(TICK).await;
             let last = self.last();
             let stable = self.stable();
-            self.state.borrow_mut().proof_wanted = stable;
+            self.want_proof(stable);
             self.want(last, Some(Durability::Stable));
         }
     }

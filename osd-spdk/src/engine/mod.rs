@@ -149,6 +149,8 @@ pub(crate) struct Inner {
     checkpoint_lock: tokio::sync::Mutex<()>,
     root_lock: tokio::sync::Mutex<()>,
     state: Cell<OpenState>,
+    /// The last checkpoint found no space.
+    checkpoint_stuck: Cell<bool>,
     /// Submits that may have I/O under way.
     submits: Cell<usize>,
     /// Index writes fail: merges end.
@@ -261,6 +263,8 @@ impl Drop for Osd {
             for task in [&tasks.writer, &tasks.flusher, &tasks.ticker, &tasks.checkpoints, &tasks.merges] {
                 task.abort();
             }
+            // Submits are tasks of their own: what they have not begun they leave.
+            self.inner.log.fail("the store was dropped".to_owned());
         }
     }
 }
@@ -280,8 +284,8 @@ impl Inner {
 
     async fn set_label(&self, label: Vec<u8>) -> Result<(), StoreError> {
         check_label(&label)?;
-        self.check_usable("set label")?;
         let _guard = self.root_lock.lock().await;
+        self.check_usable("set label")?;
         let mut superblock = self.superblock.borrow().clone();
         superblock.label = label;
         self.replace_superblock(superblock).await
@@ -292,7 +296,10 @@ impl Osd {
     /// Every write that is under way is waited for: nothing may reach the device once somebody else has opened it.
     async fn close_all(&self) -> Result<(), StoreError> {
         let inner = &self.inner;
-        inner.check_usable("close")?;
+        // A store whose log failed is brought to rest too; then the error is told.
+        if inner.state.get() != OpenState::Open {
+            inner.check_usable("close")?;
+        }
         inner.state.set(OpenState::Closed);
         let Some(tasks) = self.tasks.borrow_mut().take() else { return Ok(()) };
         tasks.ticker.abort();
@@ -305,14 +312,23 @@ impl Osd {
             inner.log.changed().await;
         }
         let closed = match ended {
-            Ok(()) => inner.checkpoint(true).await,
+            Ok(()) => match inner.log.check("close") {
+                Ok(()) => inner.checkpoint(true).await,
+                failed => failed,
+            },
             Err(stopped) => Err(error(StoreErrorKind::Io, "close", None, &stopped.to_string())),
         };
+        // One that is under way is not cut off in the middle of a write.
+        drop(inner.checkpoint_lock.lock().await);
         tasks.checkpoints.abort();
         inner.log.stop();
         for task in [tasks.writer, tasks.flusher] {
             // A task that panicked has said so itself.
             let _ = task.await;
+        }
+        if closed.is_err() {
+            // Nobody will write what somebody may still wait for.
+            inner.log.fail("the store was closed with an error".to_owned());
         }
         closed
     }
@@ -406,7 +422,13 @@ impl Store for Osd {
     }
 
     fn set_label(&self, label: Vec<u8>) -> Fut<'_, Result<(), StoreError>> {
-        Box::pin(self.inner.set_label(label))
+        let inner = self.inner.clone();
+        Box::pin(async move {
+            // In a task of its own: an abandoned superblock could arrive after the next one.
+            let set = tokio::task::spawn_local(async move { inner.set_label(label).await });
+            set.await
+                .unwrap_or_else(|stopped| Err(error(StoreErrorKind::ReadOnly, "set label", None, &stopped.to_string())))
+        })
     }
 
     fn close(&self) -> Fut<'_, Result<(), StoreError>> {

@@ -46,6 +46,8 @@ pub(crate) struct Space {
     reserve_blocks: u64,
     state: RefCell<State>,
     index: RefCell<Weak<Tree>>,
+    /// What merging the whole index takes besides.
+    index_blocks: Cell<u64>,
     /// Promised to operations that have not allocated yet.
     promised: Cell<u64>,
 }
@@ -111,6 +113,7 @@ impl Space {
                 dying: VecDeque::new(),
             }),
             index: RefCell::default(),
+            index_blocks: Cell::new(0),
             promised: Cell::new(0),
         })
     }
@@ -118,6 +121,16 @@ impl Space {
     /// Where regions are loaded from.
     pub fn set_index(&self, index: &Rc<Tree>) {
         *self.index.borrow_mut() = Rc::downgrade(index);
+    }
+
+    /// How large the index is: so much is left free for merges, without which deleting would only make it larger.
+    pub fn set_index_bytes(&self, bytes: u64) {
+        self.index_blocks.set(bytes.div_ceil(BLOCK_BYTES));
+    }
+
+    /// What data leaves alone.
+    fn kept_blocks(&self) -> u64 {
+        self.reserve_blocks.max(self.reserve_blocks / 2 + self.index_blocks.get())
     }
 
     pub fn total_bytes(&self) -> u64 {
@@ -128,7 +141,7 @@ impl Space {
     pub fn free_bytes(&self) -> u64 {
         let state = self.state.borrow();
         let dying: u64 = state.dying.iter().map(|(_, extent)| extent.length / BLOCK_BYTES).sum();
-        let used = state.taken + state.busy - dying + self.promised.get() + self.reserve_blocks;
+        let used = state.taken + state.busy - dying + self.promised.get() + self.kept_blocks();
         self.blocks.saturating_sub(used) * BLOCK_BYTES
     }
 
@@ -136,9 +149,9 @@ impl Space {
         self.state.borrow().taken
     }
 
-    /// Whether new metadata may be taken: half of the reserve is left for deleting.
+    /// Whether new metadata may be taken: half of the reserve is left for deleting, and room for the index once more.
     pub fn has_room_for_metadata(&self) -> bool {
-        self.unused() >= self.reserve_blocks / 2
+        self.unused() >= self.reserve_blocks / 2 + self.index_blocks.get()
     }
 
     /// Whether some space waits for its giving to be proven.
@@ -153,8 +166,8 @@ impl Space {
 
     /// Makes sure of this many blocks.
     pub fn promise(self: &Rc<Space>, blocks: u64, purpose: Purpose) -> Result<Promise, StoreError> {
-        let keep = if purpose == Purpose::Data { self.reserve_blocks } else { 0 };
-        if self.unused() < blocks.saturating_add(keep) {
+        let keep = if purpose == Purpose::Data { self.kept_blocks() } else { 0 };
+        if blocks > 0 && self.unused() < blocks.saturating_add(keep) {
             return Err(error(StoreErrorKind::NoSpace, "allocate", None, "the device is full"));
         }
         self.promised.set(self.promised.get() + blocks);

@@ -76,8 +76,8 @@ impl Inner {
             plan.edits.push(edits);
             plan.removals.push(removals);
         }
-        self.check_usable("submit")?;
-        self.commit(transaction, &targets, plan)
+        self.wait_for_frame(&transaction, &targets, &plan).await?;
+        Ok(self.commit(transaction, &targets, plan))
     }
 
     /// Waits until log, memory and reserve can take the transaction.
@@ -88,6 +88,10 @@ impl Inner {
                 break;
             }
             self.check_usable("submit")?;
+            if self.checkpoint_stuck.get() {
+                let context = "the device is full: there is no room for the index";
+                return Err(error(StoreErrorKind::NoSpace, "submit", None, context));
+            }
             changed.await;
         }
         let gives = |op: &Op| {
@@ -98,6 +102,7 @@ impl Inner {
             return Ok(());
         }
         self.log.prove().await?;
+        self.space.proven(self.log.proven());
         if self.space.has_room_for_metadata() {
             return Ok(());
         }
@@ -163,8 +168,26 @@ impl Inner {
         Ok(())
     }
 
-    /// Counts what the transaction may need and makes sure of it.
+    /// Makes sure of the space that the transaction may need.
     async fn promise(&self, transaction: &Transaction, targets: &[Target]) -> Result<Promise, StoreError> {
+        let (blocks, purpose) = self.space_needed(transaction, targets);
+        match self.space.promise(blocks, purpose) {
+            // What is proven may be used again, and be written in place.
+            Err(error)
+                if error.kind == StoreErrorKind::NoSpace
+                    && (self.space.has_dying() || self.log.proven() < self.log.last()) =>
+            {
+                self.log.prove().await?;
+                self.space.proven(self.log.proven());
+                let (blocks, purpose) = self.space_needed(transaction, targets);
+                self.space.promise(blocks, purpose)
+            }
+            result => result,
+        }
+    }
+
+    /// Blocks that the transaction may take, and what for.
+    fn space_needed(&self, transaction: &Transaction, targets: &[Target]) -> (u64, Purpose) {
         let (mut blocks, mut purpose) = (0u64, Purpose::Internal);
         let proven = self.log.proven();
         for op in &transaction.ops {
@@ -201,14 +224,7 @@ impl Inner {
             };
             blocks = blocks.saturating_add(needed).saturating_add(edges);
         }
-        match self.space.promise(blocks, purpose) {
-            Err(error) if error.kind == StoreErrorKind::NoSpace && self.space.has_dying() => {
-                self.log.prove().await?;
-                self.space.proven(self.log.proven());
-                self.space.promise(blocks, purpose)
-            }
-            result => result,
-        }
+        (blocks, purpose)
     }
 
     async fn plan_op(
@@ -546,6 +562,8 @@ impl Mover<'_> {
 
     /// Writes everything and waits for all of it, even if some fails: nothing may arrive in space that was given up.
     async fn run(&self, writes: Vec<(u64, Vec<Bytes>)>) -> Result<(), StoreError> {
+        // Not after the log failed, nor after the store was dropped.
+        self.inner.log.check("write")?;
         let bytes: usize = writes.iter().flat_map(|(_, buffers)| buffers).map(Bytes::len).sum();
         let writes = writes.into_iter().map(|(physical, data)| self.inner.bdev.write(physical * BLOCK_BYTES, data));
         let failed = join_all(writes).await.into_iter().find_map(Result::err);
