@@ -231,10 +231,25 @@ impl InodeTable {
         state.locks.retain(|(cookie, had)| {
             if *cookie != lock.cookie && bits.contains(*had) {
                 superseded.push(*cookie);
+                self.bury_cookie(*cookie);
             }
             !(*cookie == lock.cookie || bits.contains(*had))
         });
         state.locks.push((lock.cookie, bits));
+    }
+
+    /// A lock is being given back. The server may have named it in an answer that is still on its way: that one holds
+    /// nothing any more.
+    fn bury_cookie(&self, cookie: u64) {
+        let (cookies, order) = &mut *self.dead_cookies.borrow_mut();
+        if cookies.insert(cookie) {
+            order.push_back(cookie);
+        }
+        if order.len() > DEAD_COOKIES_MAX
+            && let Some(oldest) = order.pop_front()
+        {
+            cookies.remove(&oldest);
+        }
     }
 
     /// Locks that newer ones have made needless: to be given back.
@@ -369,18 +384,8 @@ impl InodeTable {
     pub fn revoke(&self, fid: Fid, cookie: u64) -> Option<Lost> {
         let inode = self.inodes.borrow().get(&fid).cloned();
         let known = inode.filter(|inode| inode.state.borrow().locks.iter().any(|(held, _)| *held == cookie));
-        let Some(inode) = known else {
-            let (cookies, order) = &mut *self.dead_cookies.borrow_mut();
-            if cookies.insert(cookie) {
-                order.push_back(cookie);
-            }
-            if order.len() > DEAD_COOKIES_MAX
-                && let Some(oldest) = order.pop_front()
-            {
-                cookies.remove(&oldest);
-            }
-            return None;
-        };
+        self.bury_cookie(cookie);
+        let inode = known?;
         let before = inode.bits();
         inode.state.borrow_mut().locks.retain(|(held, _)| *held != cookie);
         let kernel = self.forget_bits(&inode, before - inode.bits());
@@ -430,6 +435,7 @@ impl InodeTable {
             let kernel = self.forget_bits(&inode, bits);
             self.forget_children(&inode);
             self.inodes.borrow_mut().remove(&fid);
+            locks.iter().for_each(|(cookie, _)| self.bury_cookie(*cookie));
             lost.push(Lost { inode, kernel, cookies: locks.into_iter().map(|(cookie, _)| cookie).collect() });
         }
         lost
@@ -443,6 +449,7 @@ impl InodeTable {
         self.forget_children(inode);
         self.inodes.borrow_mut().remove(&inode.fid);
         self.compact_clock();
+        locks.iter().for_each(|(cookie, _)| self.bury_cookie(*cookie));
         locks.into_iter().map(|(cookie, _)| cookie).collect()
     }
 
@@ -770,6 +777,23 @@ mod tests {
         assert!(matches!(table.find_name(&dir, b"b"), Name::Unknown), "somebody else may make names now");
     }
 
+    /// The server named a lock again that was just being given back (superseded, or revoked by an event that overtook
+    /// the answer); the client held on to it, and saw the directory as it was for ever.
+    #[test]
+    fn a_lock_on_its_way_back_is_not_held_again() {
+        let table = Rc::new(InodeTable::default());
+        let lock = |cookie, bits| Granted { cookie, mode: Mode::Pr, policy: Policy::Ibits(bits) };
+        let dir = table.get_or_insert(DIR);
+        table.add_lock(&dir, &lock(1, Ibits::UPDATE));
+        table.add_lock(&dir, &lock(2, ALL_BITS));
+        table.add_lock(&dir, &lock(1, Ibits::UPDATE));
+        assert_eq!(table.take_superseded(), [1]);
+        table.revoke(DIR, 2).unwrap();
+        assert_eq!(dir.bits(), Ibits::empty());
+        table.add_lock(&dir, &lock(2, ALL_BITS));
+        assert_eq!(dir.bits(), Ibits::empty());
+    }
+
     #[test]
     fn a_listing_serves_reads_from_its_middle() {
         let table = Rc::new(InodeTable::default());
@@ -787,9 +811,10 @@ mod tests {
     #[test]
     fn inodes_that_come_and_go_leave_nothing() {
         let table = Rc::new(InodeTable::default());
-        for oid in 0..10_000 {
-            let inode = table.accept(&told(Fid::new(0x2_0000_0401, oid), 1, 1, 7), table.stamp(), None);
-            assert_eq!(table.remove(&inode), [7]);
+        for oid in 1..10_000 {
+            let cookie = u64::from(oid);
+            let inode = table.accept(&told(Fid::new(0x2_0000_0401, oid), 1, 1, cookie), table.stamp(), None);
+            assert_eq!(table.remove(&inode), [cookie]);
         }
         assert!(table.clock.borrow().len() <= CLOCK_SLACK + 1);
     }
