@@ -280,7 +280,7 @@ impl InodeTable {
     /// Keeps a name that we made.
     pub fn set_name(&self, parent: &Inode, name: &[u8], child: &Inode) {
         self.forget_name(parent, name);
-        if child.state.borrow().bits().contains(Ibits::LOOKUP) {
+        if !parent.is_crossed() && child.state.borrow().bits().contains(Ibits::LOOKUP) {
             parent.state.borrow_mut().children.insert(name.to_vec(), child.fid);
             child.state.borrow_mut().names.push((parent.fid, name.to_vec()));
         }
@@ -306,6 +306,9 @@ impl InodeTable {
 
     /// We have removed a name.
     pub fn entry_removed(&self, dir: &Inode, name: &[u8]) {
+        if dir.is_crossed() {
+            self.entries_unknown(dir);
+        }
         if let Some(entries) = &mut dir.state.borrow_mut().entries {
             entries.remove(name);
         }
@@ -340,6 +343,9 @@ impl InodeTable {
     /// Keeps that a name is gone since we removed it.
     pub fn set_absent(&self, parent: &Inode, name: &[u8]) -> bool {
         self.forget_name(parent, name);
+        if parent.is_crossed() {
+            return false;
+        }
         let mut state = parent.state.borrow_mut();
         let may = state.bits().contains(Ibits::UPDATE);
         if may {
@@ -643,6 +649,12 @@ impl Inode {
         }
     }
 
+    /// Own changes of it overlap, and nothing says in which order the server made them: of a directory, whether a name
+    /// that one of them has made or removed is there afterwards.
+    fn is_crossed(&self) -> bool {
+        self.state.borrow().overlapped
+    }
+
     fn quiet_since(&self, stamp: Stamp) -> bool {
         let state = self.state.borrow();
         state.changing == 0 && state.last_change <= stamp.0
@@ -792,6 +804,34 @@ mod tests {
         assert_eq!(dir.bits(), Ibits::empty());
         table.add_lock(&dir, &lock(2, ALL_BITS));
         assert_eq!(dir.bits(), Ibits::empty());
+    }
+
+    #[test]
+    fn names_that_crossing_changes_answer_for_are_not_kept() {
+        let table = Rc::new(InodeTable::default());
+        let dir = table.accept(&told(DIR, 1, 2, 10), table.stamp(), None);
+        let child = table.accept(&told(CHILD, 1, 1, 11), table.stamp(), None);
+        table.set_entries(&dir, [], table.stamp());
+        // The name was removed and made again; the answers come in the other order.
+        let (removes, makes) = (table.begin_change(&[DIR]), table.begin_change(&[DIR]));
+        table.entry_made(&dir, b"a");
+        table.set_name(&dir, b"a", &child);
+        drop(makes);
+        table.entry_removed(&dir, b"a");
+        table.set_absent(&dir, b"a");
+        drop(removes);
+        assert!(matches!(table.find_name(&dir, b"a"), Name::Unknown));
+        // And made, then removed.
+        let (makes, removes) = (table.begin_change(&[DIR]), table.begin_change(&[DIR]));
+        table.entry_removed(&dir, b"a");
+        table.set_absent(&dir, b"a");
+        drop(removes);
+        table.entry_made(&dir, b"a");
+        table.set_name(&dir, b"a", &child);
+        drop(makes);
+        assert!(matches!(table.find_name(&dir, b"a"), Name::Unknown));
+        drop(table.begin_change(&[DIR]));
+        assert!(table.set_absent(&dir, b"a"));
     }
 
     #[test]
