@@ -43,7 +43,7 @@ impl Client {
         let keep_attr = inode.attr().is_some() && file.attrs_known().is_some();
         if keep_attr {
             // A revocation of a data lock has to reach the kernel's attributes as well.
-            file.objects.iter().for_each(|object| object.set_kernel_has_data(true));
+            file.objects.iter().for_each(|object| object.note_kernel_attr());
         }
         Ok(self.keep(inode, Entry { fid, attr, keep_attr, keep_name: false }))
     }
@@ -322,7 +322,9 @@ impl Client {
         tokio::task::spawn_local(async move {
             match client.mdt.close(&request).await {
                 Ok(reply) => {
-                    if reply.gone && let Some(inode) = client.inodes.get(request.fid) {
+                    if reply.gone
+                        && let Some(inode) = client.inodes.get(request.fid)
+                    {
                         client.bury(&inode);
                     }
                 }

@@ -370,7 +370,7 @@ impl File {
             let object = &self.objects[piece.stripe];
             let part = slice_of(data, range.start, &piece);
             if !how.direct {
-                object.set_kernel_has_data(true);
+                object.note_kernel_data(&(piece.object_offset..piece.object_offset + piece.length));
             }
             let behind = !how.direct
                 && !how.sync
@@ -405,7 +405,7 @@ impl File {
                 object.discard_clean(there);
                 object.ost.try_lock(object, Mode::Pr, &policy_of(there))
             } else {
-                object.set_kernel_has_data(true);
+                object.note_kernel_data(there);
                 Some(match how {
                     ReadHow::ForMapping => object.ost.lock_for_mapping(object, there).await?,
                     _ => object.ost.lock(object, Mode::Pr, there).await?,
@@ -422,8 +422,8 @@ impl File {
         });
         let end = if short { range.end.min(self.size().await?) } else { range.end };
         if !direct {
-            for (stripe, _) in &touched {
-                self.objects[*stripe].set_kernel_has_data(true);
+            for (stripe, there) in &touched {
+                self.objects[*stripe].note_kernel_data(there);
             }
         }
         drop(locks);

@@ -19,7 +19,7 @@ use nacre_wire::op::{io_flags, space_mode};
 use nacre_wire::{Attr, Fid, Status, Time};
 use tokio::sync::Notify;
 
-use crate::cache::{BLOCK_BYTES, CleanCache, DirtyMap, Found, RangeSet, Segment, blocks};
+use crate::cache::{BLOCK_BYTES, CleanCache, DirtyMap, Found, KernelHas, RangeSet, Segment, blocks};
 use crate::file::File;
 use crate::ost::Ost;
 use crate::stable::Stability;
@@ -51,7 +51,7 @@ pub(crate) struct Object {
     /// Revocations that are emptying the kernel's cache of it.
     pub emptying: Cell<u32>,
     file: Weak<File>,
-    kernel_has_data: Cell<bool>,
+    kernel: RefCell<KernelHas>,
     tickets: Cell<u64>,
     state: RefCell<State>,
 }
@@ -116,7 +116,7 @@ impl Object {
             stability: Stability::default(),
             emptying: Cell::new(0),
             file,
-            kernel_has_data: Cell::new(false),
+            kernel: RefCell::default(),
             tickets: Cell::new(0),
             state: RefCell::default(),
         });
@@ -124,14 +124,29 @@ impl Object {
         object
     }
 
-    /// Whether the kernel may keep data of it.
-    pub fn kernel_has_data(&self) -> bool {
-        self.kernel_has_data.get()
+    /// The kernel is given pages of a range.
+    pub fn note_kernel_data(&self, range: &Range<u64>) {
+        self.kernel.borrow_mut().note_data(range);
     }
 
-    /// See [`Object::kernel_has_data`].
-    pub fn set_kernel_has_data(&self, has: bool) {
-        self.kernel_has_data.set(has);
+    /// The kernel is given attributes that a lock of this object keeps true.
+    pub fn note_kernel_attr(&self) {
+        self.kernel.borrow_mut().note_attr();
+    }
+
+    /// Whether the kernel may keep anything that a lock on a range protects.
+    pub fn kernel_may_have(&self, range: &Range<u64>) -> bool {
+        self.kernel.borrow().may_have(range)
+    }
+
+    /// See [`KernelHas::notes`].
+    pub fn kernel_notes(&self) -> u64 {
+        self.kernel.borrow().notes()
+    }
+
+    /// See [`KernelHas::forgot`].
+    pub fn kernel_forgot(&self, range: &Range<u64>, notes: u64) -> bool {
+        self.kernel.borrow_mut().forgot(range, notes)
     }
 
     /// The range of the file that a range of the object lies in; whole file for what has no end.

@@ -221,11 +221,7 @@ impl Ost {
     /// A write lock for pages that the kernel fills and may make dirty. The kernel holds these pages meanwhile, and a
     /// revocation waits for them: so a read lock of ours is not given up for this, and when somebody else wants one back,
     /// the pages are filled under that, to be dropped again.
-    pub async fn lock_for_mapping(
-        self: &Rc<Ost>,
-        object: &Rc<Object>,
-        range: &Range<u64>,
-    ) -> Result<LockUse, Status> {
+    pub async fn lock_for_mapping(self: &Rc<Ost>, object: &Rc<Object>, range: &Range<u64>) -> Result<LockUse, Status> {
         let wanted = policy_of(range);
         loop {
             let changed = object.changed.notified();
@@ -374,8 +370,8 @@ impl Ost {
             match taken {
                 Err(Status::EAGAIN) if replaces != 0 => {
                     let gives_up = converts == Some(Converts::OrRevokes);
-                    let now = gives_up
-                        && self.locks.borrow_mut().begin_revoke(object.fid, replaces) == Revoked::CancelNow;
+                    let now =
+                        gives_up && self.locks.borrow_mut().begin_revoke(object.fid, replaces) == Revoked::CancelNow;
                     if now {
                         self.clone().finish_cancel(replaces).await;
                     }
@@ -477,13 +473,14 @@ impl Ost {
     /// lock: the kernel waits for pages that they are filling.
     async fn empty_kernel(&self, client: &Rc<Client>, object: &Rc<Object>, lock: &Granted) {
         let Policy::Extent { start, end } = lock.policy else { return };
+        let range = start..end.saturating_add(1);
         for _ in 0..KERNEL_PASSES_MAX {
-            if !object.kernel_has_data() {
+            if !object.kernel_may_have(&range) {
                 break;
             }
-            object.set_kernel_has_data(false);
-            client.kernel.data(object.file_fid, object.file_range(start..end.saturating_add(1))).await;
-            if object.users.get() == 0 && !object.kernel_has_data() {
+            let notes = object.kernel_notes();
+            client.kernel.data(object.file_fid, object.file_range(range.clone())).await;
+            if object.kernel_forgot(&range, notes) && object.users.get() == 0 {
                 break;
             }
         }
@@ -495,16 +492,17 @@ impl Ost {
         let Some((fid, lock)) = held else { return };
         if let (Some(object), Policy::Extent { start, end }) = (self.object(fid), lock.policy) {
             let range = start..end.saturating_add(1);
-            if object.kernel_has_data()
+            if object.kernel_may_have(&range)
                 && let Some(client) = self.client.upgrade()
             {
                 // Uses that were under way when the lock was closed have filled pages since. A page that waits for
                 // a lock we are about to give back must not hold it up for ever.
-                object.set_kernel_has_data(false);
+                let notes = object.kernel_notes();
                 let emptied = client.kernel.data(object.file_fid, object.file_range(range.clone()));
                 if tokio::time::timeout(KERNEL_LAST_PASS_MAX, emptied).await.is_err() {
                     tracing::warn!("{}: the kernel is slow to forget {}", self.stub.import.label(), object.file_fid);
                 }
+                object.kernel_forgot(&range, notes);
             }
             object.flush(range.clone()).await;
             object.discard_clean(&range);
@@ -545,7 +543,7 @@ impl Ost {
             let (Some(object), Policy::Extent { start, end }) = (self.object(fid), lock.policy) else { continue };
             let range = start..end.saturating_add(1);
             object.lose(&range);
-            if let (Some(client), true) = (self.client.upgrade(), object.kernel_has_data()) {
+            if let (Some(client), true) = (self.client.upgrade(), object.kernel_may_have(&range)) {
                 let file_range = object.file_range(range);
                 spawn_local(async move { client.kernel.data(object.file_fid, file_range).await });
             }

@@ -2,10 +2,12 @@
 
 mod clean;
 mod dirty;
+mod kernel_has;
 mod ranges;
 
 pub(crate) use clean::{CleanCache, Found};
 pub(crate) use dirty::{DirtyMap, Segment};
+pub(crate) use kernel_has::KernelHas;
 pub(crate) use ranges::RangeSet;
 
 /// Allocation unit of the stores, bytes: space is granted and counted in it.

@@ -81,6 +81,11 @@ impl RangeSet {
         self.ranges.iter().map(|(start, end)| end - start).sum()
     }
 
+    /// How many ranges there are.
+    pub fn len(&self) -> usize {
+        self.ranges.len()
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.ranges.clear();
