@@ -145,6 +145,8 @@ impl Inner {
         }
         // The root, and the data of every transaction that the checkpoint holds.
         self.bdev.flush().await.map_err(|source| io_error("checkpoint", None, source))?;
+        // A flush of the log that failed meanwhile may have lost what this one was to make stable.
+        self.log.check("checkpoint")?;
         let root = RootPointer {
             transno: info.transno,
             log_position: info.cursor.position,

@@ -201,6 +201,8 @@ impl Osd {
         for place in Superblock::all_places(device_bytes) {
             bdev.write(place, vec![zeros.clone()]).await.map_err(device)?;
         }
+        // Nor the first frame of its log, if it had this UUID.
+        bdev.write(log.offset, vec![zeros]).await.map_err(device)?;
         bdev.flush().await.map_err(device)?;
         checkpoint::write_superblock(bdev, &superblock).await
     }
