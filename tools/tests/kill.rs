@@ -166,11 +166,18 @@ fn twenty_kills_of_the_server_lose_nothing_acknowledged() {
     let mut state = std::env::var("NACRE_SEED").map_or(u64::from(std::process::id()), |seed| seed.parse().unwrap());
     println!("NACRE_SEED={state}");
     let mut longest = Duration::ZERO;
-    for _ in 0..20 {
+    for round in 0..20 {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         std::thread::sleep(Duration::from_millis(20 + (state >> 33) % 1000));
         cluster.kill_server();
         cluster.fsck();
+        if round % 4 == 3 {
+            // Again, while clients come back.
+            cluster.start_server();
+            std::thread::sleep(Duration::from_millis((state >> 43) % 150));
+            cluster.kill_server();
+            cluster.fsck();
+        }
         let before: Vec<_> = loads.iter().map(|(load, _)| load.done()).collect();
         let start = Instant::now();
         cluster.start_server();
@@ -230,6 +237,36 @@ fn a_killed_client_gives_its_locks_back() {
     rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
     assert!(start.elapsed() < Duration::from_secs(60), "the other mount waited {:?}", start.elapsed());
     drop(file);
+    drop(a);
+    b.umount();
+}
+
+#[test]
+fn a_client_that_died_with_the_server_is_waited_for_and_no_longer() {
+    if !can_mount() {
+        return;
+    }
+    let mut cluster = Cluster::start(1, "1G");
+    let mut a = cluster.mount("a");
+    let b = cluster.mount("b");
+    let held = fs::File::create(a.join("held")).unwrap();
+    held.write_all_at(b"a", 0).unwrap();
+    a.daemon.kill_9();
+    cluster.kill_server();
+    cluster.fsck();
+    let start = Instant::now();
+    cluster.start_server();
+    fs::write(b.join("held"), b"b").unwrap();
+    // The recovery window is 30 s.
+    assert!(start.elapsed() < Duration::from_secs(50), "the other mount waited {:?}", start.elapsed());
+    assert_eq!(fs::read(b.join("held")).unwrap(), b"b");
+    // It is forgotten: the next start waits for nobody but b.
+    cluster.kill_server();
+    let start = Instant::now();
+    cluster.start_server();
+    fs::write(b.join("held"), b"c").unwrap();
+    assert!(start.elapsed() < Duration::from_secs(20), "waited {:?} for a client long gone", start.elapsed());
+    drop(held);
     drop(a);
     b.umount();
 }
