@@ -136,6 +136,79 @@ fn exact(load: &Load) {
     }
 }
 
+/// Reads, writes and cuts one file of two stripes at random places, without syncing: it is always what was last written.
+fn one_file(load: &Load) {
+    let mut model: Vec<u8> = Vec::new();
+    let mut state = 99u64;
+    let mut random = move |below: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % below
+    };
+    let path = load.root.join("one_file");
+    run_ok(nacre(["lfs", "setstripe", "-c", "2", "-S", "64K"]).arg(&path));
+    let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+    load.each_round(|_, number| {
+        let (at, length) = (random(2 << 20), 1 + random(200_000));
+        match random(8) {
+            0..4 => {
+                let data = vec![number as u8; length];
+                file.write_all_at(&data, at as u64).unwrap();
+                model.resize(model.len().max(at + length), 0);
+                model[at..at + length].fill(number as u8);
+            }
+            4..7 => {
+                let mut data = vec![0; length];
+                let mut got = 0;
+                while got < length {
+                    match file.read_at(&mut data[got..], (at + got) as u64).unwrap() {
+                        0 => break,
+                        more => got += more,
+                    }
+                }
+                let end = (at + length).min(model.len());
+                assert!(data[..got] == model[at.min(end)..end], "round {number}: {length} at {at}, {got} read");
+            }
+            _ => {
+                file.set_len(at as u64).unwrap();
+                model.resize(at, 0);
+            }
+        }
+        assert_eq!(file.metadata().unwrap().len(), model.len() as u64, "round {number}");
+    });
+    assert!(fs::read(&path).unwrap() == model);
+}
+
+/// Bytes of one appended record.
+const RECORD_BYTES: usize = 700;
+
+/// Appends records to a file that other mounts append to as well.
+fn appends(load: &Load) {
+    let mut file = fs::File::options().create(true).append(true).open(load.root.join("appends")).unwrap();
+    load.each_round(|_, number| {
+        let mut record = format!("{} {number} ", load.thread).into_bytes();
+        record.resize(RECORD_BYTES, b'.');
+        assert_eq!(file.write(&record).unwrap(), RECORD_BYTES);
+    });
+}
+
+/// Every record is there once, whole, in its writer's order.
+fn check_appends(root: &Path, rounds: &BTreeMap<usize, usize>) {
+    let text = fs::read(root.join("appends")).unwrap();
+    let mut next: BTreeMap<usize, usize> = rounds.keys().map(|thread| (*thread, 0)).collect();
+    for (index, record) in text.chunks(RECORD_BYTES).enumerate() {
+        let words = String::from_utf8_lossy(record);
+        let mut numbers = words.split(' ').map_while(|word| word.parse().ok());
+        let (Some(thread), Some(number)) = (numbers.next(), numbers.next()) else {
+            panic!("record {index} is torn: {words:.20}")
+        };
+        let wanted = next.get_mut(&thread).unwrap();
+        assert_eq!(number, *wanted, "record {index} of writer {thread}");
+        *wanted += 1;
+        assert!(record.len() == RECORD_BYTES && record.ends_with(b"."), "record {index} is torn");
+    }
+    assert_eq!(next, *rounds, "records lost");
+}
+
 fn check(root: &Path, acknowledged: &Acknowledged) -> usize {
     let acknowledged = acknowledged.lock().unwrap();
     for (name, contents) in acknowledged.iter() {
@@ -163,6 +236,9 @@ fn twenty_kills_of_the_server_lose_nothing_acknowledged() {
     for thread in 3..5 {
         loads.push(Load::start(&mount.dir, thread, exact));
     }
+    loads.push(Load::start(&other.dir, 5, one_file));
+    loads.push(Load::start(&mount.dir, 6, appends));
+    loads.push(Load::start(&other.dir, 7, appends));
     let mut state = std::env::var("NACRE_SEED").map_or(u64::from(std::process::id()), |seed| seed.parse().unwrap());
     println!("NACRE_SEED={state}");
     let mut longest = Duration::ZERO;
@@ -193,10 +269,15 @@ fn twenty_kills_of_the_server_lose_nothing_acknowledged() {
     // All known clients came back: nobody had to wait for the recovery window.
     assert!(longest < Duration::from_secs(25), "{longest:?}");
     loads.iter().for_each(|(load, _)| load.stop.store(true, Ordering::SeqCst));
+    let mut appended = BTreeMap::new();
     for (load, thread) in loads {
         thread.join().expect("the load met an error");
         println!("load {}: {} rounds", load.thread, load.done());
+        if load.thread >= 6 {
+            appended.insert(load.thread, load.done());
+        }
     }
+    check_appends(&mount.dir, &appended);
     for log in ["mnt.log", "other.log", "nacred.log"] {
         let text = fs::read_to_string(cluster.path(log)).unwrap();
         assert!(!text.contains("evict"), "somebody was evicted, {log}:\n{text}");
@@ -207,6 +288,7 @@ fn twenty_kills_of_the_server_lose_nothing_acknowledged() {
     mount.umount();
     let again = cluster.mount("again");
     check(&again.dir, &acknowledged);
+    check_appends(&again.dir, &appended);
     again.umount();
     cluster.stop_server();
     cluster.fsck();

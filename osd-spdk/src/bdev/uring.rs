@@ -410,5 +410,5 @@ const ZERO_BYTES_MAX: u64 = 128 << 10;
 /// 16 MiB in one operation.
 const ZERO_PIECES_MAX: u64 = 128;
 /// How long to wait for a device in use.
-const IN_USE_PATIENCE: Duration = Duration::from_secs(2);
+const IN_USE_PATIENCE: Duration = Duration::from_secs(5);
 const IN_USE_PAUSE: Duration = Duration::from_millis(20);

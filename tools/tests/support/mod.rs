@@ -170,9 +170,10 @@ impl Drop for Daemon {
 
 /// MGS, MDT and OSTs in one nacred, on files.
 pub struct Cluster {
+    /// Dropped before its directory: a test that fails shows the log.
+    pub server: Option<Daemon>,
     pub dir: tempfile::TempDir,
     pub port: u16,
-    pub server: Option<Daemon>,
     osts: usize,
 }
 
