@@ -34,7 +34,7 @@ impl Default for Params {
             lock_callback_seconds: Cell::new(30),
             lock_callback_gone_seconds: Cell::new(5),
             client_grace_seconds: Cell::new(30),
-            glimpse_milliseconds: Cell::new(2000),
+            glimpse_milliseconds: Cell::new(10_000),
             grant_client_bytes_max: Cell::new(64 << 20),
             grant_divisor: Cell::new(8),
             reserved_bytes: Cell::new(1 << 20),

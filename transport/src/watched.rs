@@ -73,7 +73,8 @@ mod tests {
                         })
                     })
                     .collect();
-                tokio::task::yield_now().await;
+                // A turn of a LocalSet does not begin all of them.
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
                 watched.update(|value| *value = 1);
                 for task in tasks {
                     task.await.unwrap();

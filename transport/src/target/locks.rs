@@ -130,7 +130,7 @@ impl LockServer {
                 local_waiters: HashMap::new(),
             }),
             hooks: RefCell::new(None),
-            glimpse_timeout: Cell::new(Duration::from_secs(2)),
+            glimpse_timeout: Cell::new(Duration::from_secs(10)),
             deadlines: deadlines.clone(),
         });
         spawn_local(tick_forever(Rc::downgrade(&server), deadlines));
@@ -142,7 +142,7 @@ impl LockServer {
         *self.hooks.borrow_mut() = Some(hooks);
     }
 
-    /// How long a glimpse waits for a client (2 s unless set).
+    /// How long a glimpse waits for a client, with or without a link (10 s unless set). After that it is answered without.
     pub fn set_glimpse_timeout(&self, limit: Duration) {
         self.glimpse_timeout.set(limit);
     }
@@ -190,14 +190,25 @@ impl LockServer {
             }
             // What it was told through the old session is told again below.
             entry.outbox.clear();
-            // Questions that went through the old session will not be answered.
-            entry.glimpses.clear();
+            // Questions that went through the old session are asked again: what the client has not written yet counts.
+            for glimpse in entry.glimpses.values_mut() {
+                let next = std::mem::take(&mut glimpse.next);
+                glimpse.asked.extend(next);
+            }
             state.by_session.insert(session.id, client);
             Attached { client, resumed: known.is_some() }
         };
         session.client_uuid.set(Some(uuid));
         if attached.resumed {
             self.act(|locks, now, out| locks.reconnect(now, attached.client, out));
+            let questions: Vec<(u64, Fid)> = {
+                let state = self.state.borrow();
+                let glimpses = state.clients.get(&attached.client).into_iter().flat_map(|entry| &entry.glimpses);
+                glimpses.map(|(cookie, glimpse)| (*cookie, glimpse.resource)).collect()
+            };
+            for (cookie, resource) in questions {
+                self.send(attached.client, Outgoing::Event(Event::Glimpse { cookie, resource }));
+            }
         }
         attached
     }
@@ -210,8 +221,6 @@ impl LockServer {
             let Some(entry) = state.clients.get_mut(&client) else { return };
             entry.session = None;
             entry.outbox.clear();
-            // Who waits for its word on sizes does not wait for the time limit.
-            entry.glimpses.clear();
             client
         };
         self.act(|locks, now, _| locks.disconnect(now, client));
@@ -306,9 +315,8 @@ impl LockServer {
             let (sender, receiver) = oneshot::channel();
             let first = {
                 let mut state = self.state.borrow_mut();
-                let Some(entry) = state.clients.get_mut(&client).filter(|entry| entry.session.is_some()) else {
-                    continue;
-                };
+                let Some(entry) = state.clients.get_mut(&client) else { continue };
+                let is_there = entry.session.is_some();
                 match entry.glimpses.entry(cookie) {
                     Entry::Occupied(mut under_way) => {
                         under_way.get_mut().next.push(sender);
@@ -316,7 +324,8 @@ impl LockServer {
                     }
                     Entry::Vacant(free) => {
                         free.insert(Glimpse { resource, asked: vec![sender], next: Vec::new() });
-                        true
+                        // Who has no link at the moment is asked when it is back: its dirty data is as good as written.
+                        is_there
                     }
                 }
             };

@@ -190,11 +190,30 @@ fn glimpses_are_answered_for_all_who_ask_or_not_at_all() {
         // Nobody answers: bounded, and asked again the next time.
         let start = server.env.now();
         assert_eq!(server.glimpse(FILE, b.client).await, []);
-        assert_eq!((server.env.now() - start).as_secs(), 2);
+        assert_eq!((server.env.now() - start).as_secs(), 10);
         assert!(matches!(a.event().await, Event::Glimpse { .. }));
         assert_eq!(server.glimpse(FILE, b.client).await, []);
         assert!(matches!(a.event().await, Event::Glimpse { .. }));
         server.detach(&a.session);
-        assert_eq!(server.glimpse(FILE, b.client).await, [], "who is gone is not waited for");
+        assert_eq!(server.glimpse(FILE, b.client).await, [], "who is gone is not waited for without end");
+    });
+}
+
+/// A writer whose link broke was passed over, and its reader saw the size from before what was written.
+#[test]
+fn a_glimpse_waits_for_who_reconnects() {
+    run(async |server, _| {
+        let (a, b) = (Peer::new(&server, 1), Peer::new(&server, 2));
+        let held = cookie(a.get(&server, Mode::Pw));
+        let returns = async {
+            assert!(matches!(a.event().await, Event::Glimpse { .. }), "asked, and then the link breaks");
+            server.detach(&a.session);
+            let again = Peer::new(&server, 1);
+            assert!(matches!(again.event().await, Event::Glimpse { cookie, .. } if cookie == held));
+            let attr = Some(Attr { size: 7, ..Attr::default() });
+            server.glimpse_reply(again.client, GlimpseReply { cookie: held, attr });
+        };
+        let (answers, ()) = tokio::join!(server.glimpse(FILE, b.client), returns);
+        assert_eq!(answers.iter().map(|attr| attr.size).collect::<Vec<_>>(), [7]);
     });
 }
