@@ -23,6 +23,7 @@ use nacre_transport::Session;
 use nacre_wire::mdt::{OpenFlags, ReplayOpens};
 use nacre_wire::session::{ConnectReply, ConnectRequest};
 use nacre_wire::{Fid, Status, Uuid};
+use tokio::sync::Notify;
 
 use crate::slots::Slots;
 use crate::target::Mdt;
@@ -43,6 +44,14 @@ pub(crate) struct Client {
     pub(crate) session: RefCell<Option<Rc<Session>>>,
     pub(crate) slots: Slots,
     pub(crate) opens: RefCell<BTreeMap<u64, OpenFile>>,
+    /// Opens under way, by request.
+    opening: RefCell<BTreeMap<u64, Rc<Notify>>>,
+}
+
+/// An open under way; over when dropped.
+pub(crate) struct OpenUnderWay {
+    client: Rc<Client>,
+    xid: u64,
 }
 
 /// See the drawing above.
@@ -88,12 +97,32 @@ impl Client {
             session: RefCell::new(None),
             slots: Slots::default(),
             opens: RefCell::new(BTreeMap::new()),
+            opening: RefCell::new(BTreeMap::new()),
         })
+    }
+
+    /// Begins an open; waits for the same one, which came through a link that has ended since and runs on.
+    pub(crate) async fn begin_open(self: &Rc<Self>, xid: u64) -> OpenUnderWay {
+        loop {
+            let earlier = self.opening.borrow().get(&xid).cloned();
+            let Some(earlier) = earlier else { break };
+            earlier.notified().await;
+        }
+        self.opening.borrow_mut().insert(xid, Rc::default());
+        OpenUnderWay { client: self.clone(), xid }
     }
 
     /// Whether the client has this file open for writing.
     pub(crate) fn writes(&self, fid: Fid) -> bool {
         self.opens.borrow().values().any(|open| open.fid == fid && open.flags.contains(OpenFlags::WRITE))
+    }
+}
+
+impl Drop for OpenUnderWay {
+    fn drop(&mut self) {
+        if let Some(opening) = self.client.opening.borrow_mut().remove(&self.xid) {
+            opening.notify_waiters();
+        }
     }
 }
 

@@ -53,6 +53,28 @@ fn a_change_by_another_takes_the_lock_first() {
 }
 
 #[test]
+fn an_open_that_is_sent_again_while_it_runs_is_one_open() {
+    on_virtual_time(async {
+        let rig = Rig::new().await;
+        let (one, two) = (caching(&rig, 1).await, caching(&rig, 2).await);
+        let fid = one.file(ROOT, "f").await.unwrap();
+        assert_eq!(bits(&two.lookup_reply(ROOT, "f").await.unwrap().inode.unwrap().lock), ALL);
+        let flags = OpenFlags::WRITE | OpenFlags::TRUNCATE;
+        let request = Open { cred: one.cred.clone(), fid, flags, lock: ALL, time: one.time() };
+        let xid = one.caller.next_xid();
+        let open = async |flags| one.caller.call_as::<_, CreateReply>(op::OPEN, &request, xid, flags).await.unwrap();
+        let give_way = async {
+            let (_, event) = two.event(0).await;
+            let Event::Revoke { cookie, .. } = event else { panic!("{event:?}") };
+            two.cancel(cookie).await;
+        };
+        let (first, again, ()) = tokio::join!(open(0), open(nacre_wire::op::rpc_flags::RESENT), give_way);
+        assert_eq!(first.handle, again.handle);
+        assert_eq!(rig.stat("open_files"), "1");
+    });
+}
+
+#[test]
 fn names_that_are_not_there_can_be_cached_until_they_are() {
     on_virtual_time(async {
         let rig = Rig::new().await;

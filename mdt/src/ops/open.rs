@@ -31,6 +31,7 @@ pub(crate) struct Opening<'a> {
 }
 
 pub(crate) async fn run(mdt: &Mdt, who: &Caller, request: Open) -> Result<CreateReply, Status> {
+    let _opening = who.client.begin_open(who.xid).await;
     if who.resent
         && let Some(handle) = handle_of(who, request.fid)
     {

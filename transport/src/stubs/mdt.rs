@@ -76,7 +76,7 @@ queries! {
     get_attr(GetAttr) -> Inode = op::GET_ATTR, REPLY_SMALL_BYTES;
     /// A name in a directory.
     lookup(Lookup) -> LookupReply = op::LOOKUP, REPLY_SMALL_BYTES;
-    /// Opens by FID. Sent again after a lost answer, it may leave a second handle behind, which ends with the session.
+    /// Opens by FID. Sent again after a lost answer, it finds the handle that it made.
     open(Open) -> CreateReply = op::OPEN, REPLY_SMALL_BYTES;
     /// Ends an open.
     close(Close) -> CloseReply = op::CLOSE, CLOSE_REPLY_BYTES;
