@@ -159,10 +159,10 @@ pub fn difference(want: &Tree, got: &Tree) -> Option<String> {
 }
 
 fn difference_of(want: &Seen, got: &Seen) -> Option<String> {
-    if let (Some(want), Some(got)) = (&want.data, &got.data) {
-        if let Some(what) = difference_of_bytes(want, got) {
-            return Some(what);
-        }
+    if let (Some(want), Some(got)) = (&want.data, &got.data)
+        && let Some(what) = difference_of_bytes(want, got)
+    {
+        return Some(what);
     }
     let rest = |seen: &Seen| Seen { data: None, ..seen.clone() };
     (rest(want) != rest(got)).then(|| format!("want {:?}, is {:?}", rest(want), rest(got)))

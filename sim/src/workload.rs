@@ -742,9 +742,8 @@ impl Workload {
     /// Contents of a file change; `dirty`: the mount that may still hold the change.
     fn changed(&mut self, number: u64, dirty: Option<usize>) {
         self.synced.remove(&number);
-        match dirty {
-            Some(mount) => drop(self.unseen.insert(number, mount)),
-            None => {}
+        if let Some(mount) = dirty {
+            self.unseen.insert(number, mount);
         }
     }
 

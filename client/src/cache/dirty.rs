@@ -32,12 +32,14 @@ pub(crate) struct DirtyMap {
 
 impl DirtyMap {
     /// Puts a write on top of what is there.
-    pub fn insert(&mut self, offset: u64, segment: Segment) {
+    pub fn insert(&mut self, offset: u64, mut segment: Segment) {
         if segment.data.is_empty() {
             return;
         }
         let length = segment.data.len() as u64;
-        self.remove(offset..offset + length);
+        // An fsync under way waits for what was here: it must find what has taken its place.
+        let under = self.take(offset..offset + length, u64::MAX, &RangeSet::default(), Duration::MAX);
+        segment.since = under.iter().map(|(_, old)| old.since).fold(segment.since, Duration::min);
         self.bytes += length;
         self.segments.insert(offset, segment);
     }
