@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::config::{MethodError, typed};
 use crate::jsonrpc::{self, Handler};
 use crate::mountinfo::mount_at;
-use crate::output::{Error, Result};
+use crate::output::{Context, Error, Result};
 use crate::source::Source;
 
 /// What `-o` said.
@@ -297,11 +297,21 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// The socket is named after the mount's device number, which the kernel gives to the next mount as soon as one is gone:
+/// the process of the one before may still be on its way out.
 async fn bind_control(dir: &Path) -> Result<jsonrpc::Server> {
     let dir: PathBuf = dir.to_owned();
     // Reading mountinfo does not touch the mount, but it is I/O: not on the reactor that serves it.
     let socket = tokio::task::spawn_blocking(move || mount_at(&dir).map(|mount| mount.socket())).await??;
-    Ok(jsonrpc::Server::bind(&socket).await?)
+    let deadline = tokio::time::Instant::now() + UNMOUNT_LIMIT;
+    loop {
+        match jsonrpc::Server::bind(&socket).await {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            bound => return bound.context(format!("control socket {}", socket.display())),
+        }
+    }
 }
 
 struct UnmountRequest {
