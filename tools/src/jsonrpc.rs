@@ -132,7 +132,9 @@ async fn answer(request: Value, handler: &dyn Handler) -> Option<Value> {
 #[derive(Debug, thiserror::Error)]
 pub enum CallFailed {
     /// Nobody listens.
-    #[error("no server answers at {path}: {source}; is nacred (or quickstart, or a mount) running? -r names another socket")]
+    #[error(
+        "no server answers at {path}: {source}; is nacred (or quickstart, or a mount) running? -r names another socket"
+    )]
     Connect {
         /// The socket.
         path: String,
@@ -155,9 +157,8 @@ pub enum CallFailed {
 /// Calls a method of the server at `path`.
 pub async fn call(path: &Path, method: &str, params: Value) -> Result<Value, CallFailed> {
     let name = path.display().to_string();
-    let mut stream = UnixStream::connect(path)
-        .await
-        .map_err(|source| CallFailed::Connect { path: name.clone(), source })?;
+    let mut stream =
+        UnixStream::connect(path).await.map_err(|source| CallFailed::Connect { path: name.clone(), source })?;
     let broken = |source| CallFailed::Broken { path: name.clone(), source };
     let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
     stream.write_all(request.to_string().as_bytes()).await.map_err(broken)?;
@@ -188,9 +189,7 @@ mod tests {
 
     impl Handler for Echo {
         fn call(&self, method: String, params: Value) -> LocalBoxFuture<'_, Result<Value, MethodError>> {
-            Box::pin(async move {
-                if method == "echo" { Ok(params) } else { Err(MethodError::unknown(&method)) }
-            })
+            Box::pin(async move { if method == "echo" { Ok(params) } else { Err(MethodError::unknown(&method)) } })
         }
     }
 

@@ -61,7 +61,8 @@ mod tests {
         assert_eq!(source.mgs_nids.len(), 2);
         assert_eq!((source.fsname.as_str(), source.subdir.as_str()), ("scratch", "home/x"));
         assert_eq!("127.0.0.1@tcp:/nacre".parse::<Source>().unwrap().subdir, "");
-        for bad in ["", "/nacre", "127.0.0.1:/nacre", "127.0.0.1@tcp:nacre", "127.0.0.1@tcp:/", "x@tcp:/nacre", "@:/n"] {
+        for bad in ["", "/nacre", "127.0.0.1:/nacre", "127.0.0.1@tcp:nacre", "127.0.0.1@tcp:/", "x@tcp:/nacre", "@:/n"]
+        {
             assert!(bad.parse::<Source>().is_err(), "{bad}");
         }
     }

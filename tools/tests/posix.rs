@@ -314,7 +314,9 @@ fn privileges_and_groups() {
     let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
     let (file, there) = (a.join("f"), b.join("f"));
     fs::write(&file, "some contents").unwrap();
-    for script in ["echo y > $1", "echo y >> $1", "truncate -s 1 $1", "fallocate -l 100 $1", "printf x | dd of=$1 conv=notrunc"] {
+    for script in
+        ["echo y > $1", "echo y >> $1", "truncate -s 1 $1", "fallocate -l 100 $1", "printf x | dd of=$1 conv=notrunc"]
+    {
         fs::set_permissions(&file, fs::Permissions::from_mode(0o6777)).unwrap();
         assert_eq!(mode(&there), 0o6777);
         let output = as_user("1", script, &[&file]);
@@ -357,7 +359,8 @@ fn a_subdirectory_is_mounted_alone() {
     fs::write(sub.join("g"), "from there").unwrap();
     assert_eq!(fs::read_to_string(a.join("home/user/g")).unwrap(), "from there");
     // Nothing leads out.
-    let names: BTreeSet<_> = fs::read_dir(sub.join("..").join("sub")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let names: BTreeSet<_> =
+        fs::read_dir(sub.join("..").join("sub")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["f", "g"].map(Into::into).into());
     assert_eq!(fs::metadata(sub.join("..")).unwrap().ino(), fs::metadata(cluster.dir.path()).unwrap().ino());
     let mut output = nacre(["mount", "--foreground", &format!("{}:/nacre/home/nobody", cluster.nid())]);

@@ -104,7 +104,13 @@ fn tar_git_cargo_and_sqlite() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
 
     let tar = mount.join("source.tar");
-    run_ok(Command::new("tar").arg("-cf").arg(&tar).args(["--exclude=./target", "--exclude=./.git", "."]).current_dir(here));
+    run_ok(
+        Command::new("tar")
+            .arg("-cf")
+            .arg(&tar)
+            .args(["--exclude=./target", "--exclude=./.git", "."])
+            .current_dir(here),
+    );
     fs::create_dir(mount.join("untarred")).unwrap();
     run_ok(Command::new("tar").arg("-xf").arg(&tar).arg("-C").arg(mount.join("untarred")));
     run_ok(Command::new("tar").arg("-df").arg(&tar).arg("-C").arg(mount.join("untarred")));
@@ -137,7 +143,12 @@ fn tar_git_cargo_and_sqlite() {
     let krate = mount.join("small");
     run_ok(Command::new("cargo").args(["new", "--quiet", "--vcs", "none", "--name", "small"]).arg(&krate));
     for _ in 0..2 {
-        run_ok(Command::new("cargo").args(["build", "--quiet", "--offline"]).current_dir(&krate).env_remove("CARGO_TARGET_DIR"));
+        run_ok(
+            Command::new("cargo")
+                .args(["build", "--quiet", "--offline"])
+                .current_dir(&krate)
+                .env_remove("CARGO_TARGET_DIR"),
+        );
         let says = run_ok(&mut Command::new(krate.join("target/debug/small")));
         assert_eq!(says.trim(), "Hello, world!");
         fs::write(krate.join("src/lib.rs"), "//! Changed, so that it is built again.\n").unwrap();

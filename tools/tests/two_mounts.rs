@@ -46,7 +46,8 @@ fn data_names_and_attributes_are_seen_at_once() {
         assert!(y.join(&name).is_dir());
         fs::rename(y.join(&name), y.join("moved")).unwrap();
         assert!(!x.join(&name).exists() && x.join("moved").is_dir());
-        let listed = fs::read_dir(&x.dir).unwrap().filter(|entry| entry.as_ref().unwrap().file_name() == "moved").count();
+        let listed =
+            fs::read_dir(&x.dir).unwrap().filter(|entry| entry.as_ref().unwrap().file_name() == "moved").count();
         assert_eq!(listed, 1);
         fs::remove_dir(x.join("moved")).unwrap();
         assert!(!y.join("moved").exists());
@@ -55,7 +56,8 @@ fn data_names_and_attributes_are_seen_at_once() {
     // Attributes.
     fs::set_permissions(a.join("open"), fs::Permissions::from_mode(0o600)).unwrap();
     assert_eq!(fs::metadata(b.join("open")).unwrap().mode() & 0o7777, 0o600);
-    let times = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH + std::time::Duration::new(1_234_567_890, 123_456_789));
+    let times =
+        fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH + std::time::Duration::new(1_234_567_890, 123_456_789));
     fs::File::options().write(true).open(b.join("open")).unwrap().set_times(times).unwrap();
     let seen = fs::metadata(a.join("open")).unwrap();
     assert_eq!((seen.mtime(), seen.mtime_nsec()), (1_234_567_890, 123_456_789));

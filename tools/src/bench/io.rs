@@ -165,13 +165,7 @@ pub async fn ost_ways(server: &ReactorHandle, ground: Ground, index: u16) -> Res
     Ok((local, tcp))
 }
 
-async fn serve(
-    ground: Ground,
-    index: u16,
-    uuid: Uuid,
-    net: LocalNet,
-    local_nid: Nid,
-) -> Result<std::net::SocketAddr> {
+async fn serve(ground: Ground, index: u16, uuid: Uuid, net: LocalNet, local_nid: Nid) -> Result<std::net::SocketAddr> {
     let bytes = RANGE_BYTES * 2;
     let bdev: BdevRef = match ground {
         Ground::Memory => Rc::new(malloc::Malloc::with_bytes("Malloc0", bytes)?),

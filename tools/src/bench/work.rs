@@ -66,12 +66,7 @@ pub fn summarise(latencies: &mut [u64], seconds: f64, bytes_each: usize) -> Meas
         count => latencies[((count as f64 * part) as usize).min(count - 1)] as f64 / 1000.0,
     };
     let per_second = latencies.len() as f64 / seconds;
-    Measured {
-        per_second,
-        bytes_per_second: per_second * bytes_each as f64,
-        p50_us: at(0.5),
-        p99_us: at(0.99),
-    }
+    Measured { per_second, bytes_per_second: per_second * bytes_each as f64, p50_us: at(0.5), p99_us: at(0.99) }
 }
 
 /// The measurement with the median rate.

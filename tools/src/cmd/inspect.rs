@@ -22,7 +22,10 @@ pub fn run(arguments: &cli::Inspect, output: &Output) -> Result<ExitCode> {
         match decode::<TargetLabel>(&label) {
             Ok(label) => {
                 let index = label.index.map_or("not registered".to_owned(), |index| index.to_string());
-                println!("target {:?} of fsname={}, index {index}, uuid {}", label.kind, label.fsname, label.target_uuid);
+                println!(
+                    "target {:?} of fsname={}, index {index}, uuid {}",
+                    label.kind, label.fsname, label.target_uuid
+                );
                 for nid in label.mgs_nids {
                     println!("MGS at {nid}");
                 }

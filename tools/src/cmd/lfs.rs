@@ -4,8 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use nacre_wire::layout::StripeHint;
 use nacre_wire::Layout;
+use nacre_wire::layout::StripeHint;
 use rustix::fs::{Mode, XattrFlags};
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +28,8 @@ pub fn run(command: Lfs, output: &Output) -> Result<ExitCode> {
         Lfs::Df { help: _, human, inodes, path } => {
             let mount = crate::mountinfo::mount_over(&path)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let answer = runtime.block_on(crate::jsonrpc::call(&mount.socket(), "nacre_df", serde_json::Value::Null))?;
+            let answer =
+                runtime.block_on(crate::jsonrpc::call(&mount.socket(), "nacre_df", serde_json::Value::Null))?;
             let targets: Vec<TargetSpace> = serde_json::from_value(answer)?;
             output.result(&Df { mount: mount.dir, human, inodes, targets });
         }
@@ -159,7 +160,13 @@ struct Df {
 
 impl fmt::Display for Df {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = if self.inodes { "Inodes" } else if self.human { "bytes" } else { "1K-blocks" };
+        let unit = if self.inodes {
+            "Inodes"
+        } else if self.human {
+            "bytes"
+        } else {
+            "1K-blocks"
+        };
         write!(f, "{:<20} {unit:>12} {:>12} {:>12} {:>4} Mounted on", "UUID", "Used", "Available", "Use%")?;
         let mut sum = (0, 0);
         for target in &self.targets {
@@ -171,11 +178,8 @@ impl fmt::Display for Df {
                 write!(f, "\n{:<20} {:>12} {:>12} {:>12} {:>4} {at}", uuid(&target.label), "inactive", "-", "-", "-")?;
                 continue;
             }
-            let (total, free) = if self.inodes {
-                (target.inodes, target.inodes_free)
-            } else {
-                (target.total_bytes, target.free_bytes)
-            };
+            let (total, free) =
+                if self.inodes { (target.inodes, target.inodes_free) } else { (target.total_bytes, target.free_bytes) };
             if place == "OST" || self.inodes {
                 sum = (sum.0 + total, sum.1 + free);
             }

@@ -65,9 +65,7 @@ async fn format_existing(arguments: &Mkfs, path: &Path, wanted: TargetLabel) -> 
     }
     let bdev = open_device(path).await?;
     let bytes = bdev.info().bytes();
-    let holds = |what: String| {
-        Error::new(format!("{} holds {what}; pass --reformat to erase it", path.display()))
-    };
+    let holds = |what: String| Error::new(format!("{} holds {what}; pass --reformat to erase it", path.display()));
     match Osd::probe(&bdev).await? {
         Probe::Store(store) => match decode::<TargetLabel>(&store.label) {
             Ok(label) if same(&label, &wanted) && !arguments.reformat => {
@@ -80,7 +78,9 @@ async fn format_existing(arguments: &Mkfs, path: &Path, wanted: TargetLabel) -> 
             }
             Err(_) => return Err(holds("a Nacre store whose label cannot be read".to_owned())),
         },
-        Probe::Damaged if !arguments.reformat => return Err(holds("a damaged Nacre store (see nacre fsck)".to_owned())),
+        Probe::Damaged if !arguments.reformat => {
+            return Err(holds("a damaged Nacre store (see nacre fsck)".to_owned()));
+        }
         Probe::Newer { version, .. } if !arguments.reformat => {
             return Err(holds(format!("a Nacre store of a format that is not known here (version {version})")));
         }

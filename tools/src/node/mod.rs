@@ -168,7 +168,9 @@ impl Node {
             Request::NullCreate(params) => Some(params.name.as_str()),
             Request::UringCreate(params) => Some(params.name.as_str()),
             Request::DelayCreate(params) => Some(params.name.as_str()),
-            Request::ErrorCreate(_) | Request::DelayUpdateLatency(_) | Request::ErrorInject(_) | Request::Delete(_) => None,
+            Request::ErrorCreate(_) | Request::DelayUpdateLatency(_) | Request::ErrorInject(_) | Request::Delete(_) => {
+                None
+            }
         };
         if let Some(name) = new_name.filter(|name| self.state.borrow().bdevs.contains_key(*name)) {
             return Err(MethodError::state(format!("there is a bdev \"{name}\" already")));
