@@ -122,6 +122,37 @@ async fn write_reserved_space(bdev: BdevRef) {
     }
 }
 
+/// Transactions that found room in the log while their data was on its way: together they would be longer than the log.
+#[test]
+fn many_long_transactions_at_once_fit_the_log() {
+    run(async {
+        let bdev: BdevRef = Rc::new(Recorder::new("r", 512 << 20, 1).slow(3));
+        format(&bdev).await;
+        let osd = open(&bdev).await;
+        let mut random = support::Random(1);
+        let value: Vec<u8> = (0..60_000).map(|_| random.next() as u8).collect();
+        let tasks: Vec<_> = (1..=20)
+            .map(|oid| {
+                let (osd, value, fid) = (osd.clone(), value.clone(), Fid::new(9, oid));
+                tokio::task::spawn_local(async move {
+                    let mut ops = vec![Op::Create { fid, attr: Attr::default() }, write(fid, 0, 5000)];
+                    ops.extend((0..48u8).map(|i| Op::SetXattr { fid, name: vec![i], value: value.clone() }));
+                    let transno = submit(&osd, ops).await.unwrap();
+                    osd.wait(transno, nacre_osd::store::Durability::Stable).await.unwrap();
+                })
+            })
+            .collect();
+        for task in tasks {
+            tokio::time::timeout(std::time::Duration::from_secs(60), task).await.expect("the log is stuck").unwrap();
+        }
+        drop(osd);
+        let osd = open(&bdev).await;
+        for oid in 1..=20 {
+            assert_eq!(osd.xattrs(Fid::new(9, oid)).await.unwrap().len(), 48);
+        }
+    });
+}
+
 /// Regression: removing an object with more extents and keys than its record could name one by one.
 #[test]
 fn an_object_of_very_many_pieces_can_be_cut_and_destroyed() {
