@@ -52,6 +52,12 @@ impl Inner {
 
     /// Makes a checkpoint of everything visible.
     pub(crate) async fn checkpoint(&self, clean: bool) -> Result<(), StoreError> {
+        let result = self.make_checkpoint(clean).await;
+        self.checkpoint_failed.replace(result.as_ref().err().map(|error| (error.kind, error.to_string())));
+        result
+    }
+
+    async fn make_checkpoint(&self, clean: bool) -> Result<(), StoreError> {
         let _guard = self.checkpoint_lock.lock().await;
         self.space.load_dirty().await?;
         // One step: nothing commits between here and the end of the block.
@@ -184,13 +190,10 @@ impl Inner {
             if !self.checkpoint_is_due() {
                 continue;
             }
-            let result = self.checkpoint(false).await;
-            let no_space = |error: &StoreError| error.kind == StoreErrorKind::NoSpace;
-            self.checkpoint_stuck.set(result.as_ref().is_err_and(no_space));
-            if let Err(error) = result {
+            if let Err(error) = self.checkpoint(false).await {
                 tracing::warn!(%error, "a checkpoint failed");
                 self.log.tell_change();
-                // Out of space, most likely: deleting may make room meanwhile.
+                // Out of space, most likely: a merge may make room meanwhile.
                 tokio::time::sleep(RETRY).await;
                 self.log.wants_checkpoint.notify_one();
             }

@@ -149,8 +149,8 @@ pub(crate) struct Inner {
     checkpoint_lock: tokio::sync::Mutex<()>,
     root_lock: tokio::sync::Mutex<()>,
     state: Cell<OpenState>,
-    /// The last checkpoint found no space.
-    checkpoint_stuck: Cell<bool>,
+    /// Why the last checkpoint failed, if it did.
+    checkpoint_failed: RefCell<Option<(StoreErrorKind, String)>>,
     /// Submits that may have I/O under way.
     submits: Cell<usize>,
     /// Index writes fail: merges end.

@@ -95,7 +95,7 @@ pub(crate) async fn recover(bdev: BdevRef, options: Options) -> Result<Inner, St
         root: RefCell::new(root),
         checkpoint_lock: tokio::sync::Mutex::new(()),
         root_lock: tokio::sync::Mutex::new(()),
-        checkpoint_stuck: Cell::new(false),
+        checkpoint_failed: RefCell::default(),
         submits: Cell::new(0),
         index_stopped,
     })

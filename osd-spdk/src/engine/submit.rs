@@ -88,9 +88,10 @@ impl Inner {
                 break;
             }
             self.check_usable("submit")?;
-            if self.checkpoint_stuck.get() {
-                let context = "the device is full: there is no room for the index";
-                return Err(error(StoreErrorKind::NoSpace, "submit", None, context));
+            // It is tried again and again, but who knows for how long.
+            if let Some((kind, why)) = &*self.checkpoint_failed.borrow() {
+                let context = format!("the log is full, and it cannot be emptied: {why}");
+                return Err(error(*kind, "submit", None, &context));
             }
             changed.await;
         }
