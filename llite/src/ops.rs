@@ -217,15 +217,15 @@ impl<F: FileSystem + 'static> Session<F> {
     }
 
     async fn read(&self, node: u64, read: &abi::ReadIn) -> Result<Answer, Status> {
+        let (handle, length) = (HandleId(read.fh), read.size as usize);
+        // A read(2) past the page cache comes with its process; no invalidation waits for it. What does not fills pages.
+        if read.read_flags & abi::READ_LOCKOWNER != 0 {
+            let data = self.fs.read(handle, read.offset, length).await?;
+            return Ok(Answer { data, ..Answer::default() });
+        }
         let end = read.offset.saturating_add(u64::from(read.size));
         let reading = self.kernel.gate().read(node, read.offset..end).await;
-        let (handle, length) = (HandleId(read.fh), read.size as usize);
-        // A read(2) past the page cache comes with its process; what does not fills pages.
-        let data = if read.read_flags & abi::READ_LOCKOWNER != 0 {
-            self.fs.read(handle, read.offset, length).await?
-        } else {
-            self.fs.read_page(handle, read.offset, length).await?
-        };
+        let data = self.fs.read_page(handle, read.offset, length).await?;
         Ok(Answer { data, reading: Some(reading), ..Answer::default() })
     }
 
