@@ -90,11 +90,16 @@ fn dead_mounts_are_taken_away_and_live_ones_are_not_hidden() {
     assert_eq!(mounted(&mount.dir), 1);
     assert_eq!(fs::read(mount.join("file")).unwrap(), b"here");
 
+    let device = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let device = device.lines().find(|line| line.contains(mount.dir.to_str().unwrap())).unwrap();
+    let socket = Path::new("/var/tmp").join(format!("nacre-mount-{}.sock", device.split(' ').nth(2).unwrap()));
+    assert!(socket.exists(), "{socket:?}");
     mount.daemon.kill_9();
     let (code, text, took) = umount(&mount, &[]);
     assert_eq!(code, Some(0), "{text}");
     assert!(took < Duration::from_secs(10), "{took:?}");
     assert_eq!(mounted(&mount.dir), 0);
+    assert!(!socket.exists(), "{socket:?} is left behind");
     let (code, text, _) = umount(&mount, &[]);
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("not mounted"), "{text}");

@@ -42,6 +42,10 @@ pub fn run(arguments: &Umount) -> Result<ExitCode> {
         Ok(Err(CallFailed::Method(error))) => Err(Error::new(format!("{}: {error}", arguments.dir.display()))),
         Ok(Err(CallFailed::Connect { .. } | CallFailed::Broken { .. })) => {
             tear_down(&mount)?;
+            // Left by a process that was killed; mostly it is not even there.
+            if let Err(error) = std::fs::remove_file(&socket) {
+                tracing::debug!("{}: {error}", socket.display());
+            }
             Ok(ExitCode::SUCCESS)
         }
         Err(_) if arguments.force => {
