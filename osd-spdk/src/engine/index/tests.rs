@@ -462,6 +462,24 @@ fn a_full_device_fails_flush_and_merge_and_loses_nothing() {
     });
 }
 
+/// Memory takes more than the run that comes of it: what counts on a full device is the run.
+#[test]
+fn a_flush_needs_no_more_room_than_its_run() {
+    run_local(async {
+        let io = Memory::new(16, 4);
+        let tree = open(&io, &small_options(), &[]).await.unwrap();
+        let mut model = Model::new();
+        for n in 0..1000u32 {
+            tree.apply([put(&n.to_be_bytes(), &[1; 8])]);
+            model.insert(n.to_be_bytes().to_vec(), vec![1; 8]);
+        }
+        assert!(tree.memtable_bytes() as u64 > io.free_bytes());
+        flush(&tree).await;
+        assert!(tree.frozen_bytes() == 0 && io.free_bytes() > 0);
+        check_all(&tree, &model).await;
+    });
+}
+
 /// Whatever byte of a run is damaged: reads answer right or say `Corrupt`.
 #[test]
 fn every_flipped_byte_is_noticed() {

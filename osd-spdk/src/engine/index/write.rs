@@ -170,8 +170,16 @@ impl RunWriter {
         let room: u64 = self.handle.extents.iter().map(|extent| extent.length).sum();
         let end = self.pending_offset + bytes as u64;
         if end > room {
-            let more = self.expected_bytes.saturating_sub(room).min(ALLOCATE_BYTES_MAX).max(end - room);
-            for extent in self.io.allocate(more.next_multiple_of(RUN_ALIGN_BYTES)).await? {
+            let needed = (end - room).next_multiple_of(RUN_ALIGN_BYTES);
+            let expected = self.expected_bytes.saturating_sub(room).min(ALLOCATE_BYTES_MAX);
+            let more = match self.io.allocate(expected.next_multiple_of(RUN_ALIGN_BYTES).max(needed)).await {
+                // The expectation counts memory, and knows nothing of compression: a full device may still have enough.
+                Err(error) if error.kind == StoreErrorKind::NoSpace && expected > needed => {
+                    self.io.allocate(needed).await?
+                }
+                other => other?,
+            };
+            for extent in more {
                 match self.handle.extents.last_mut() {
                     Some(last) if last.offset + last.length == extent.offset => last.length += extent.length,
                     _ => self.handle.extents.push(extent),
