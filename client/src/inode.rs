@@ -75,6 +75,9 @@ struct State {
     changing: u32,
     overlapped: bool,
     last_change: u64,
+    /// When a lock was last taken from us: an answer from before may be from before somebody else's change, too, and
+    /// must not be kept under a lock that came later.
+    last_revoke: u64,
     kernel: KernelHolds,
 }
 
@@ -273,14 +276,15 @@ impl InodeTable {
     /// Keeps a name that was told, if the child's lock allows it and no own change of the directory came between.
     pub fn add_name(&self, parent: &Inode, name: &[u8], child: &Inode, stamp: Stamp) {
         if parent.quiet_since(stamp) {
-            self.set_name(parent, name, child);
+            self.set_name(parent, name, child, stamp);
         }
     }
 
     /// Keeps a name that we made.
-    pub fn set_name(&self, parent: &Inode, name: &[u8], child: &Inode) {
+    pub fn set_name(&self, parent: &Inode, name: &[u8], child: &Inode, stamp: Stamp) {
         self.forget_name(parent, name);
-        if !parent.is_crossed() && child.state.borrow().bits().contains(Ibits::LOOKUP) {
+        let certain = !parent.is_crossed() && !child.revoked_since(stamp);
+        if certain && child.state.borrow().bits().contains(Ibits::LOOKUP) {
             parent.state.borrow_mut().children.insert(name.to_vec(), child.fid);
             child.state.borrow_mut().names.push((parent.fid, name.to_vec()));
         }
@@ -305,8 +309,8 @@ impl InodeTable {
     }
 
     /// We have removed a name.
-    pub fn entry_removed(&self, dir: &Inode, name: &[u8]) {
-        if dir.is_crossed() {
+    pub fn entry_removed(&self, dir: &Inode, name: &[u8], stamp: Stamp) {
+        if dir.is_crossed() || dir.revoked_since(stamp) {
             self.entries_unknown(dir);
         }
         if let Some(entries) = &mut dir.state.borrow_mut().entries {
@@ -337,13 +341,13 @@ impl InodeTable {
         if !parent.quiet_since(stamp) {
             return false;
         }
-        self.set_absent(parent, name)
+        self.set_absent(parent, name, stamp)
     }
 
     /// Keeps that a name is gone since we removed it.
-    pub fn set_absent(&self, parent: &Inode, name: &[u8]) -> bool {
+    pub fn set_absent(&self, parent: &Inode, name: &[u8], stamp: Stamp) -> bool {
         self.forget_name(parent, name);
-        if parent.is_crossed() {
+        if parent.is_crossed() || parent.revoked_since(stamp) {
             return false;
         }
         let mut state = parent.state.borrow_mut();
@@ -388,10 +392,15 @@ impl InodeTable {
 
     /// The MDT wants a lock back: what it protected is forgotten now. `None`: not known (yet); it will be refused.
     pub fn revoke(&self, fid: Fid, cookie: u64) -> Option<Lost> {
-        let inode = self.inodes.borrow().get(&fid).cloned();
-        let known = inode.filter(|inode| inode.state.borrow().locks.iter().any(|(held, _)| *held == cookie));
+        let early = !self.dead_cookies.borrow().0.contains(&cookie);
         self.bury_cookie(cookie);
-        let inode = known?;
+        let inode = self.inodes.borrow().get(&fid).cloned();
+        // Not known, and its lock is still to come: the answer that brings it has to find the time of this.
+        let inode = inode.or_else(|| early.then(|| self.get_or_insert(fid)))?;
+        inode.state.borrow_mut().last_revoke = self.tick();
+        if !inode.state.borrow().locks.iter().any(|(held, _)| *held == cookie) {
+            return None;
+        }
         let before = inode.bits();
         inode.state.borrow_mut().locks.retain(|(held, _)| *held != cookie);
         let kernel = self.forget_bits(&inode, before - inode.bits());
@@ -655,9 +664,13 @@ impl Inode {
         self.state.borrow().overlapped
     }
 
+    fn revoked_since(&self, stamp: Stamp) -> bool {
+        self.state.borrow().last_revoke > stamp.0
+    }
+
     fn quiet_since(&self, stamp: Stamp) -> bool {
         let state = self.state.borrow();
-        state.changing == 0 && state.last_change <= stamp.0
+        state.changing == 0 && state.last_change.max(state.last_revoke) <= stamp.0
     }
 
     fn is_idle(&self) -> bool {
@@ -702,7 +715,7 @@ impl Drop for Change {
 }
 
 /// Remembered cookies of locks that were revoked before they were known.
-const DEAD_COOKIES_MAX: usize = 4096;
+const DEAD_COOKIES_MAX: usize = 64 << 10;
 /// Removed inodes left in the clock before it is gone through.
 const CLOCK_SLACK: usize = 1024;
 /// Names of one directory that are known as a whole.
@@ -758,6 +771,24 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_older_than_a_revocation_is_not_kept_under_a_later_lock() {
+        let table = Rc::new(InodeTable::default());
+        let dir = table.accept(&told(DIR, 1, 2, 10), table.stamp(), None);
+        let child = table.accept(&told(CHILD, 1, 1, 11), table.stamp(), None);
+        let asked = table.stamp();
+        // Somebody else renames the child and makes another name; the answers to our next questions bring new locks.
+        table.revoke(CHILD, 11).unwrap();
+        table.revoke(DIR, 10).unwrap();
+        table.accept(&told(CHILD, 2, 1, 13), table.stamp(), None);
+        table.accept(&told(DIR, 2, 2, 12), table.stamp(), None);
+        table.add_name(&dir, b"old", &child, asked);
+        assert!(!table.add_absent(&dir, b"new", asked));
+        assert!(matches!(table.find_name(&dir, b"old"), Name::Unknown));
+        table.add_name(&dir, b"new", &child, table.stamp());
+        assert!(matches!(table.find_name(&dir, b"new"), Name::Child(_)));
+    }
+
+    #[test]
     fn answers_older_than_an_own_change_are_not_kept() {
         let table = Rc::new(InodeTable::default());
         let child = table.accept(&told(CHILD, 5, 1, 11), table.stamp(), None);
@@ -783,7 +814,7 @@ mod tests {
         table.entry_made(&dir, b"a");
         assert!(matches!(table.find_name(&dir, b"a"), Name::Unknown));
         assert!(matches!(table.find_name(&dir, b"b"), Name::Absent));
-        table.entry_removed(&dir, b"a");
+        table.entry_removed(&dir, b"a", table.stamp());
         assert!(matches!(table.find_name(&dir, b"a"), Name::Absent));
         table.revoke(DIR, 10).unwrap();
         assert!(matches!(table.find_name(&dir, b"b"), Name::Unknown), "somebody else may make names now");
@@ -815,23 +846,23 @@ mod tests {
         // The name was removed and made again; the answers come in the other order.
         let (removes, makes) = (table.begin_change(&[DIR]), table.begin_change(&[DIR]));
         table.entry_made(&dir, b"a");
-        table.set_name(&dir, b"a", &child);
+        table.set_name(&dir, b"a", &child, table.stamp());
         drop(makes);
-        table.entry_removed(&dir, b"a");
-        table.set_absent(&dir, b"a");
+        table.entry_removed(&dir, b"a", table.stamp());
+        table.set_absent(&dir, b"a", table.stamp());
         drop(removes);
         assert!(matches!(table.find_name(&dir, b"a"), Name::Unknown));
         // And made, then removed.
         let (makes, removes) = (table.begin_change(&[DIR]), table.begin_change(&[DIR]));
-        table.entry_removed(&dir, b"a");
-        table.set_absent(&dir, b"a");
+        table.entry_removed(&dir, b"a", table.stamp());
+        table.set_absent(&dir, b"a", table.stamp());
         drop(removes);
         table.entry_made(&dir, b"a");
-        table.set_name(&dir, b"a", &child);
+        table.set_name(&dir, b"a", &child, table.stamp());
         drop(makes);
         assert!(matches!(table.find_name(&dir, b"a"), Name::Unknown));
         drop(table.begin_change(&[DIR]));
-        assert!(table.set_absent(&dir, b"a"));
+        assert!(table.set_absent(&dir, b"a", table.stamp()));
     }
 
     #[test]

@@ -162,7 +162,7 @@ impl Client {
                 }
             }
             client.inodes.entry_made(&dir, &name);
-            client.inodes.set_name(&dir, &name, &child);
+            client.inodes.set_name(&dir, &name, &child, stamp);
             drop(change);
             client.tidy();
             Ok((child, reply))
@@ -202,7 +202,7 @@ impl Client {
                 dir.take_changed_attr(attr);
             }
             client.inodes.forget_pages(&dir);
-            client.inodes.set_name(&dir, &name, &inode);
+            client.inodes.set_name(&dir, &name, &inode, stamp);
             drop(change);
             client.tidy();
             Ok((inode, reply.inode))
@@ -238,8 +238,8 @@ impl Client {
             }
             let reply = outcome?;
             client.inodes.forget_pages(&dir);
-            client.inodes.entry_removed(&dir, &name);
-            client.inodes.set_absent(&dir, &name);
+            client.inodes.entry_removed(&dir, &name, stamp);
+            client.inodes.set_absent(&dir, &name, stamp);
             dir.take_changed_attr(&reply.parent);
             if let Some((fid, attr)) = &reply.victim {
                 client.inodes.accept_attr(*fid, attr, stamp, Some(&change));
@@ -322,10 +322,10 @@ impl Client {
                 if same_file {
                     client.inodes.entries_unknown(&dir);
                 } else {
-                    client.inodes.entry_removed(&dir, &name);
+                    client.inodes.entry_removed(&dir, &name, stamp);
                 }
                 if !same_file && let Some(inode) = client.inodes.get(*fid) {
-                    client.inodes.set_name(&new_dir, &new_name, &inode);
+                    client.inodes.set_name(&new_dir, &new_name, &inode, stamp);
                 }
             }
             drop(change);
