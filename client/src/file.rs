@@ -226,7 +226,7 @@ impl File {
                 // The lock brought the attributes with it.
                 let attr = match object.attr() {
                     Some(attr) => attr,
-                    None => object.ost.stub.getattr(object.fid).await?,
+                    None => object.ask_attr().await?,
                 };
                 size = size.max(self.layout.file_size_from(stripe, attr.size));
             }

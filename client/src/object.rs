@@ -189,6 +189,10 @@ impl Object {
         if state.answers_stale {
             return;
         }
+        if state.attr.as_ref().is_some_and(|known| told.version < known.version) {
+            // An answer that others have overtaken, and perhaps a revocation between them.
+            return;
+        }
         let mut attr = told;
         if let Some((end, time)) = state.written_since {
             // The answer may be from before these writes.
@@ -199,6 +203,11 @@ impl Object {
         }
         state.blocks_unknown = state.written_since.is_some();
         state.attr = Some(attr);
+    }
+
+    /// The OST has restarted: what is known may be of a life that a power failure has undone.
+    pub fn forget_attr(&self) {
+        self.state.borrow_mut().attr = None;
     }
 
     /// Attributes with everything done here, as far as they are known.
@@ -248,6 +257,18 @@ impl Object {
             state.blocks_unknown = !quiet;
         }
         self.attr().ok_or(Status::EIO)
+    }
+
+    /// Attributes as the OST has them, with what is not written yet; under a lock on everything that the caller uses.
+    pub async fn ask_attr(&self) -> Result<Attr, Status> {
+        self.note_question();
+        let told = self.ost.stub.getattr(self.fid).await;
+        if let Ok(told) = &told {
+            self.learn(told.clone());
+        }
+        self.question_answered();
+        let told = told?;
+        Ok(self.attr().unwrap_or(told))
     }
 
     // ---- writing ----

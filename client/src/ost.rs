@@ -597,6 +597,8 @@ impl ImportObserver for Observer {
         if let Some(ost) = self.ost.upgrade() {
             if !reply.resumed {
                 ost.decide_all_again();
+                // The order does not matter.
+                ost.objects.borrow().values().filter_map(Weak::upgrade).for_each(|object| object.forget_attr());
             }
             ost.grant_limit.set(i64::try_from(reply.grant_bytes).unwrap_or(i64::MAX));
             ost.flush.notify_one();
