@@ -318,7 +318,9 @@ impl Client {
             if !exchange && let Some((fid, attr)) = &reply.moved {
                 client.inodes.entry_made(&new_dir, &new_name);
                 // Two names of one file: rename(2) leaves both as they are, and the answer does not say so.
-                let same_file = reply.victim.is_none() && !attr.is_dir() && attr.nlink > 1 && !new_was_absent;
+                let one_name = parent == new_parent && name == new_name;
+                let linked = reply.victim.is_none() && !attr.is_dir() && attr.nlink > 1 && !new_was_absent;
+                let same_file = one_name || linked;
                 if same_file {
                     client.inodes.entries_unknown(&dir);
                 } else {
