@@ -376,13 +376,7 @@ impl FileSystem for Client {
 
 impl Client {
     /// `page`: for the kernel's page cache.
-    async fn read_for(
-        &self,
-        handle: HandleId,
-        offset: u64,
-        length: usize,
-        page: bool,
-    ) -> Result<Vec<Bytes>, Status> {
+    async fn read_for(&self, handle: HandleId, offset: u64, length: usize, page: bool) -> Result<Vec<Bytes>, Status> {
         let client = self.rc();
         let handle = self.handles.get(handle)?;
         if !handle.mode.flags.intersects(OpenFlags::READ | OpenFlags::EXEC | OpenFlags::WRITE) {

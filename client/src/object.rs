@@ -240,6 +240,17 @@ impl Object {
 
     /// Attributes, asked for where they are not known.
     pub async fn getattr(self: &Rc<Object>) -> Result<Attr, Status> {
+        // What a glimpse told may be overtaken, or forgotten because the OST has restarted, before it is used.
+        for _ in 0..GLIMPSE_RETRIES {
+            if let Some(attr) = self.glimpsed_attr().await? {
+                return Ok(attr);
+            }
+        }
+        self.ask_attr().await
+    }
+
+    /// One attempt of [`Object::getattr`].
+    async fn glimpsed_attr(self: &Rc<Object>) -> Result<Option<Attr>, Status> {
         if !self.ost.holds_everything(self.fid) || self.state.borrow().attr.is_none() {
             self.ost.glimpse(self).await?;
         }
@@ -256,7 +267,7 @@ impl Object {
             }
             state.blocks_unknown = !quiet;
         }
-        self.attr().ok_or(Status::EIO)
+        Ok(self.attr())
     }
 
     /// Attributes as the OST has them, with what is not written yet; under a lock on everything that the caller uses.
@@ -748,3 +759,6 @@ impl State {
         freed
     }
 }
+
+/// How often a glimpse is repeated whose answer was worth nothing when it came.
+const GLIMPSE_RETRIES: usize = 4;

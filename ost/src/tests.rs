@@ -375,7 +375,8 @@ fn a_glimpse_merges_what_is_not_written_yet() {
         let world = World::new(ModelStore::new()).await;
         let (one, two) = (world.client(1).await, world.client(2).await);
         one.lock(1, Mode::Pw, (0, 0)).await;
-        let unwritten = Attr { size: 1 << 20, allocated_bytes: 4096, mtime: time(70), ctime: time(70), ..Attr::default() };
+        let unwritten =
+            Attr { size: 1 << 20, allocated_bytes: 4096, mtime: time(70), ctime: time(70), ..Attr::default() };
         *one.observer.glimpse.borrow_mut() = Some(unwritten);
         let reply = two.enqueue(1, Mode::Pr, (0, u64::MAX), EnqueueFlags::GLIMPSE).await;
         assert_eq!(reply.granted.cookie, 0);

@@ -96,7 +96,8 @@ impl Trace {
         if self.prints {
             eprintln!("{} {} {} {direction:?}", self.start.elapsed().as_millis(), ends.host, ends.target);
         }
-        let nodes = [ends.host, ends.target].map(|nid| nid.to_string().bytes().fold(0, |sum, byte| sum * 31 + u64::from(byte)));
+        let nodes =
+            [ends.host, ends.target].map(|nid| nid.to_string().bytes().fold(0, |sum, byte| sum * 31 + u64::from(byte)));
         self.mix(self.start.elapsed().as_nanos() as u64);
         self.mix(nodes[0].wrapping_mul(31).wrapping_add(nodes[1]) << 1 | u64::from(direction == Direction::ToHost));
         if self.rng.percent(self.late_percent) {

@@ -174,7 +174,8 @@ pub fn difference_of_bytes(want: &[u8], got: &[u8]) -> Option<String> {
         return None;
     }
     let at = want.iter().zip(got).position(|(want, got)| want != got);
-    let same_from = at.map(|at| at + want[at..].iter().zip(&got[at..]).position(|(want, got)| want == got).unwrap_or(0));
+    let same_from =
+        at.map(|at| at + want[at..].iter().zip(&got[at..]).position(|(want, got)| want == got).unwrap_or(0));
     let values = at.map(|at| (want[at], got[at]));
     Some(format!(
         "want {} bytes, are {}; first difference at {at:?} (want, is: {values:?}), same again from {same_from:?}",

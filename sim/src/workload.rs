@@ -568,7 +568,11 @@ impl Workload {
                     Node::Dir(_) => mode::DIR,
                     Node::Symlink(_) => mode::SYMLINK,
                 };
-                assert_eq!((attr.mode, attr.nlink), (kind | inode.mode, inode.nlink), "mode, nlink of {number} at {at}");
+                assert_eq!(
+                    (attr.mode, attr.nlink),
+                    (kind | inode.mode, inode.nlink),
+                    "mode, nlink of {number} at {at}"
+                );
                 match &inode.node {
                     Node::File(bytes) => assert_eq!(attr.size, bytes.len() as u64, "size of {number} at {at}"),
                     Node::Symlink(target) => assert_eq!(attr.size, target.len() as u64, "size of {number} at {at}"),

@@ -6,8 +6,8 @@
 use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 
-use crate::ldlm::{Granted, Ibits};
 use crate::layout::StripeHint;
+use crate::ldlm::{Granted, Ibits};
 use crate::{Attr, AttrPatch, Fid, Layout, Time};
 
 /// Operation numbers.
