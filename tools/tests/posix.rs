@@ -1,5 +1,6 @@
 //! What POSIX and Linux promise and filesystems over a network often do not keep; on two mounts, so that nothing passes
-//! because a cache says so. Mappings of two mounts are in the client's own tests, mappings of processes in `programs.rs`.
+//! because a cache says so. Mappings are tested by fsx and fio in `programs.rs`, those
+//! of two mounts in the simulator.
 
 mod support;
 
