@@ -205,7 +205,8 @@ pub trait FileSystem {
     ) -> Result<Opened, Status>;
     /// Opens a file or directory.
     async fn open(&self, cred: &Cred, fid: Fid, mode: OpenMode) -> Result<Opened, Status>;
-    /// close(2) of one descriptor: writes back what is dirty and reports its errors; POSIX locks of the owner go.
+    /// close(2) of one descriptor: reports errors of earlier write-back (what is dirty goes out in the background); POSIX locks
+    /// of the owner go.
     async fn flush(&self, handle: HandleId, owner: LockOwner) -> Result<(), Status>;
     /// The last descriptor went. `bsd_owner`: flock(2) locks of this owner go.
     async fn release(&self, handle: HandleId, bsd_owner: Option<LockOwner>) -> Result<(), Status>;
